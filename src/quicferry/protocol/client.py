@@ -1,0 +1,602 @@
+"""The client's side of a migration, as a state machine.
+
+Theory of operation
+-------------------
+The client regards one address as its server's: the *home* address. Each input is first classified
+by what the client knows (what was negotiated, announced or sent as a pool; where a packet comes
+from), and the table below then says what happens. Nothing here looks at a clock or a socket: what
+has to be done is returned as a list of actions for the transport.
+
+- **Explicit.** SERVER_MIGRATION(address) makes that address the *candidate*. A reactive or
+  proactive client waits (ANNOUNCED) and, at a probe timeout or when asked, turns everything it
+  sends to the candidate (PROBING). An eager client stays where it is and asks the candidate with
+  PATH_CHALLENGE frames (CHALLENGING).
+- **Pool of Addresses.** At a probe timeout the client turns everything to the next address of a
+  schedule (POOL_PROBING), or asks all of the pool at once (POOL_CHALLENGING).
+- **Symmetric.** A packet from an address never heard of moves the connection.
+- **Synchronized Symmetric.** The same, announced (AWAITING).
+
+A probe is only a guess. The first highest-numbered non-probing packet decides: one from home means
+that the timeout was mere loss, and everything is rolled back; one from a candidate moves the
+connection there (VALIDATING_...), where the path is validated before the move is final. Until
+then home stays known, and a newer packet from home, or a failed validation, brings the connection
+back: an attacker who copies a packet to the client from another address gains nothing (RFC 9000
+9.3.2).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from . import events
+from .address import Address, MigrationAddress, refusal
+from .errors import ConnectionErrorCode, PeerError
+from .frames import (
+    MigrationFrame,
+    PoolMigrationAddressFrame,
+    ServerMigratedFrame,
+    ServerMigrationFrame,
+)
+from .options import MAX_POOL_SIZE, ClientMigration, Policy, Scheduler
+from .schedulers import Schedule
+from .suite import MigrationProtocol
+from .table import Table
+
+
+class State(enum.Enum):
+    """Where the client is in a migration."""
+
+    IDLE = enum.auto()
+    ANNOUNCED = enum.auto()
+    CHALLENGING = enum.auto()
+    PROBING = enum.auto()
+    POOL_PROBING = enum.auto()
+    POOL_CHALLENGING = enum.auto()
+    AWAITING = enum.auto()
+    VALIDATING_EXPLICIT = enum.auto()
+    VALIDATING_POOL = enum.auto()
+    VALIDATING_SYMMETRIC = enum.auto()
+    VALIDATING_SYNCHRONIZED = enum.auto()
+
+
+class Input(enum.Enum):
+    """What can happen to the client, as it is classified."""
+
+    # SERVER_MIGRATION(address): another address than home and than announced before
+    ANNOUNCEMENT = enum.auto()
+    ANNOUNCEMENT_TO_EAGER = enum.auto()
+    ANNOUNCEMENT_REPEATED = enum.auto()
+    ANNOUNCEMENT_OF_HOME = enum.auto()
+    # SERVER_MIGRATION(all zero)
+    SWITCH_ANNOUNCED = enum.auto()
+    # POOL_MIGRATION_ADDRESS not known yet; late: this connection has migrated before
+    POOL_ADDRESS = enum.auto()
+    POOL_ADDRESS_LATE = enum.auto()
+    # SERVER_MIGRATED from another address than the one in use; symmetric: Symmetric may be used
+    MIGRATED = enum.auto()
+    MIGRATED_SYMMETRIC = enum.auto()
+    # the highest-numbered packet so far, and not a probing one
+    PACKET_FROM_HOME = enum.auto()
+    PACKET_FROM_CANDIDATE = enum.auto()
+    PACKET_FROM_ELSEWHERE = enum.auto()
+    PACKET_FROM_ELSEWHERE_SYMMETRIC = enum.auto()
+    # a probe timeout, or the application's wish to look for the server now
+    TIMEOUT = enum.auto()
+    TIMEOUT_WITH_POOL = enum.auto()
+    TIMEOUT_WITH_PARALLEL_POOL = enum.auto()
+    # the next probe is due, or there have been enough
+    PROBE_DUE = enum.auto()
+    PROBES_EXHAUSTED = enum.auto()
+    # PATH_RESPONSE from a candidate; for the path in use; none in time
+    CANDIDATE_ANSWERED = enum.auto()
+    VALIDATED = enum.auto()
+    VALIDATION_FAILED = enum.auto()
+
+
+class Do(enum.Enum):
+    """What the client does on a transition."""
+
+    REMEMBER = enum.auto()
+    ADD_TO_POOL = enum.auto()
+    ANNOUNCE_SWITCH = enum.auto()
+    CHALLENGE = enum.auto()
+    REDIRECT = enum.auto()
+    CHALLENGE_POOL = enum.auto()
+    REDIRECT_TO_NEXT = enum.auto()
+    STOP_PROBING = enum.auto()
+    RETURN_HOME = enum.auto()
+    MOVE = enum.auto()
+    COMMIT = enum.auto()
+    VIOLATION = enum.auto()
+
+
+_S, _I, _D = State, Input, Do
+_EXPLICIT = (_S.ANNOUNCED, _S.CHALLENGING, _S.PROBING)
+_POOL = (_S.POOL_PROBING, _S.POOL_CHALLENGING)
+_VALIDATING = (
+    _S.VALIDATING_EXPLICIT,
+    _S.VALIDATING_POOL,
+    _S.VALIDATING_SYMMETRIC,
+    _S.VALIDATING_SYNCHRONIZED,
+)
+_ANNOUNCEMENTS = (_I.ANNOUNCEMENT, _I.ANNOUNCEMENT_TO_EAGER, _I.ANNOUNCEMENT_OF_HOME)
+_MIGRATED = (_I.MIGRATED, _I.MIGRATED_SYMMETRIC)
+_ELSEWHERE = (_I.PACKET_FROM_ELSEWHERE, _I.PACKET_FROM_ELSEWHERE_SYMMETRIC)
+_TIMEOUTS = (_I.TIMEOUT, _I.TIMEOUT_WITH_POOL, _I.TIMEOUT_WITH_PARALLEL_POOL)
+_PROBES = (_I.PROBE_DUE, _I.PROBES_EXHAUSTED)
+_HOME, _CANDIDATE = (_I.PACKET_FROM_HOME,), (_I.PACKET_FROM_CANDIDATE,)
+
+TABLE: Table[State, Input, Do] = Table(
+    State,
+    Input,
+    [
+        # states                inputs                              next state          actions
+        ((_S.IDLE,), (_I.ANNOUNCEMENT,), _S.ANNOUNCED, (_D.REMEMBER,)),
+        ((_S.IDLE,), (_I.ANNOUNCEMENT_TO_EAGER,), _S.CHALLENGING, (_D.REMEMBER, _D.CHALLENGE)),
+        ((_S.IDLE,), (_I.ANNOUNCEMENT_OF_HOME,), None, (_D.VIOLATION,)),
+        ((_S.IDLE,), (_I.ANNOUNCEMENT_REPEATED,), None, ()),
+        ((_S.IDLE,), (_I.SWITCH_ANNOUNCED,), _S.AWAITING, (_D.ANNOUNCE_SWITCH,)),
+        ((_S.IDLE,), (_I.POOL_ADDRESS,), None, (_D.ADD_TO_POOL,)),
+        ((_S.IDLE,), (_I.MIGRATED,), None, (_D.VIOLATION,)),
+        ((_S.IDLE,), (_I.MIGRATED_SYMMETRIC,), _S.VALIDATING_SYMMETRIC, (_D.MOVE,)),
+        ((_S.IDLE,), _HOME, None, ()),
+        ((_S.IDLE,), _CANDIDATE, _S.VALIDATING_POOL, (_D.MOVE,)),
+        ((_S.IDLE,), (_I.PACKET_FROM_ELSEWHERE,), None, ()),
+        ((_S.IDLE,), (_I.PACKET_FROM_ELSEWHERE_SYMMETRIC,), _S.VALIDATING_SYMMETRIC, (_D.MOVE,)),
+        ((_S.IDLE,), (_I.TIMEOUT,), None, ()),
+        ((_S.IDLE,), (_I.TIMEOUT_WITH_POOL,), _S.POOL_PROBING, (_D.REDIRECT_TO_NEXT,)),
+        ((_S.IDLE,), (_I.TIMEOUT_WITH_PARALLEL_POOL,), _S.POOL_CHALLENGING, (_D.CHALLENGE_POOL,)),
+        ((_S.IDLE,), (*_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        # Explicit
+        (_EXPLICIT, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
+        (_EXPLICIT, (_I.POOL_ADDRESS,), None, (_D.VIOLATION,)),
+        (_EXPLICIT, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
+        (_EXPLICIT, _CANDIDATE, _S.VALIDATING_EXPLICIT, (_D.MOVE,)),
+        ((_S.ANNOUNCED,), _TIMEOUTS, _S.PROBING, (_D.REDIRECT,)),
+        ((_S.ANNOUNCED,), (*_HOME, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        ((_S.CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE,)),
+        ((_S.CHALLENGING,), _HOME, None, ()),
+        ((_S.CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.ANNOUNCED, (_D.STOP_PROBING,)),
+        ((_S.CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.VALIDATING_EXPLICIT, (_D.MOVE,)),
+        ((_S.PROBING,), _TIMEOUTS, None, ()),
+        ((_S.PROBING,), _PROBES, None, (_D.REDIRECT,)),
+        ((_S.PROBING,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
+        ((_S.PROBING,), (_I.CANDIDATE_ANSWERED,), None, ()),
+        # Pool of Addresses
+        (_POOL, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
+        (_POOL, (_I.POOL_ADDRESS,), None, (_D.ADD_TO_POOL,)),
+        (_POOL, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
+        (_POOL, _HOME, _S.IDLE, (_D.RETURN_HOME,)),
+        (_POOL, _CANDIDATE, _S.VALIDATING_POOL, (_D.MOVE,)),
+        ((_S.POOL_PROBING,), (*_TIMEOUTS, _I.CANDIDATE_ANSWERED), None, ()),
+        ((_S.POOL_PROBING,), _PROBES, None, (_D.REDIRECT_TO_NEXT,)),
+        ((_S.POOL_CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE_POOL,)),
+        ((_S.POOL_CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.IDLE, (_D.STOP_PROBING,)),
+        ((_S.POOL_CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.VALIDATING_POOL, (_D.MOVE,)),
+        # Synchronized Symmetric
+        ((_S.AWAITING,), (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
+        ((_S.AWAITING,), (_I.ANNOUNCEMENT_REPEATED, _I.SWITCH_ANNOUNCED), None, ()),
+        ((_S.AWAITING,), (*_MIGRATED, *_ELSEWHERE), _S.VALIDATING_SYNCHRONIZED, (_D.MOVE,)),
+        ((_S.AWAITING,), (*_HOME, *_CANDIDATE, *_TIMEOUTS, *_PROBES), None, ()),
+        ((_S.AWAITING,), (_I.CANDIDATE_ANSWERED,), None, ()),
+        # The server has been seen at a new address
+        (_VALIDATING, (_I.VALIDATED,), _S.IDLE, (_D.COMMIT,)),
+        (_VALIDATING, (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
+        (_VALIDATING, (*_TIMEOUTS, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        (_VALIDATING, (_I.ANNOUNCEMENT_REPEATED,), None, ()),
+        ((_S.VALIDATING_EXPLICIT,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_EXPLICIT,), (_I.VALIDATION_FAILED,), _S.ANNOUNCED, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_EXPLICIT,), (*_CANDIDATE, *_ELSEWHERE), None, ()),
+        ((_S.VALIDATING_EXPLICIT,), (_I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
+        ((_S.VALIDATING_POOL,), _HOME, _S.IDLE, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_POOL,), (_I.VALIDATION_FAILED,), _S.IDLE, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_POOL,), _CANDIDATE, None, (_D.MOVE,)),
+        ((_S.VALIDATING_POOL,), _ELSEWHERE, None, ()),
+        ((_S.VALIDATING_POOL,), (_I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
+        ((_S.VALIDATING_SYMMETRIC,), _HOME, _S.IDLE, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_SYMMETRIC,), (_I.VALIDATION_FAILED,), _S.IDLE, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_SYMMETRIC,), (*_ELSEWHERE, *_MIGRATED), None, (_D.MOVE,)),
+        ((_S.VALIDATING_SYMMETRIC,), _CANDIDATE, None, ()),
+        ((_S.VALIDATING_SYMMETRIC,), (_I.SWITCH_ANNOUNCED,), None, (_D.VIOLATION,)),
+        ((_S.VALIDATING_SYNCHRONIZED,), _HOME, _S.AWAITING, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_SYNCHRONIZED,), (_I.VALIDATION_FAILED,), _S.AWAITING, (_D.RETURN_HOME,)),
+        ((_S.VALIDATING_SYNCHRONIZED,), (*_ELSEWHERE, *_MIGRATED), None, (_D.MOVE,)),
+        ((_S.VALIDATING_SYNCHRONIZED,), (*_CANDIDATE, _I.SWITCH_ANNOUNCED), None, ()),
+        # Everywhere
+        (tuple(State), (_I.POOL_ADDRESS_LATE,), None, (_D.VIOLATION,)),
+        (
+            tuple(state for state in State if state not in _VALIDATING),
+            (_I.VALIDATED, _I.VALIDATION_FAILED),
+            None,
+            (),
+        ),
+    ],
+)
+
+_VIOLATIONS = {
+    Input.ANNOUNCEMENT: "SERVER_MIGRATION while another migration is under way",
+    Input.ANNOUNCEMENT_TO_EAGER: "SERVER_MIGRATION while another migration is under way",
+    Input.ANNOUNCEMENT_OF_HOME: "SERVER_MIGRATION names the current address of the server",
+    Input.SWITCH_ANNOUNCED: "SERVER_MIGRATION without address while another migration is under way",
+    Input.POOL_ADDRESS: "POOL_MIGRATION_ADDRESS during a migration",
+    Input.POOL_ADDRESS_LATE: "POOL_MIGRATION_ADDRESS after a migration",
+    Input.MIGRATED: "SERVER_MIGRATED, but no symmetric migration is possible now",
+    Input.MIGRATED_SYMMETRIC: "SERVER_MIGRATED during a migration of another protocol",
+}
+_PROTOCOLS = {
+    State.VALIDATING_EXPLICIT: MigrationProtocol.EXPLICIT,
+    State.VALIDATING_POOL: MigrationProtocol.POOL_OF_ADDRESSES,
+    State.VALIDATING_SYMMETRIC: MigrationProtocol.SYMMETRIC,
+    State.VALIDATING_SYNCHRONIZED: MigrationProtocol.SYNCHRONIZED_SYMMETRIC,
+}
+
+# How long probing goes on: at the configured interval at first, then slowly. With the defaults
+# these are 30 seconds and 10 minutes.
+_QUICK_PROBES = 750
+_SLOW_PROBES = 2400
+_SLOW_INTERVAL = 0.25
+
+
+@dataclass(frozen=True)
+class Action:
+    """The base of what the transport is told to do, in order."""
+
+
+@dataclass(frozen=True)
+class Redirect(Action):
+    """Send everything to `address` from now on, and one probe at once.
+
+    The path state of home is put aside; where `address` is home itself, it is restored.
+    """
+
+    address: Address
+
+
+@dataclass(frozen=True)
+class Challenge(Action):
+    """Send a PATH_CHALLENGE to each address; everything else stays where it is."""
+
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True)
+class ReturnHome(Action):
+    """Send everything to home again, with the path state that was put aside."""
+
+
+@dataclass(frozen=True)
+class Move(Action):
+    """Send everything to `address`, from which the server was heard, and validate that path."""
+
+    address: Address
+
+
+@dataclass(frozen=True)
+class Commit(Action):
+    """The path in use is home now; forget the old one."""
+
+
+@dataclass(frozen=True)
+class SetProbeTimer(Action):
+    """Call `ClientMachine.probe_due` in `delay` seconds; None: no more."""
+
+    delay: float | None
+
+
+@dataclass(frozen=True)
+class Emit(Action):
+    """Tell the application."""
+
+    event: events.MigrationEvent
+
+
+class ClientMachine:
+    """What one client connection knows and does about the migrations of its server.
+
+    Args:
+        options: The client's choices.
+        negotiated: What was negotiated in the handshake, possibly nothing.
+        home: The server's address.
+    """
+
+    def __init__(
+        self, options: ClientMigration, negotiated: MigrationProtocol, home: Address
+    ) -> None:
+        self.state = State.IDLE
+        self.home = home
+        self._options = options
+        self._negotiated = negotiated
+        self._pool: list[Address] = []
+        self._schedule = Schedule(options.scheduler, options.seed)
+        self._announced: Address | None = None
+        self._moved_to: Address | None = None
+        self._has_migrated = False
+        self._newest_state_packet = -1
+        self._probes = 0
+        self._probing_reported: set[Address] = set()
+        self._actions: list[Action] = []
+
+    @property
+    def server_address(self) -> Address:
+        """Where the server is believed to be: home, or where it was last heard from."""
+        return self._moved_to or self.home
+
+    @property
+    def pool(self) -> tuple[Address, ...]:
+        """The addresses of the pool in the order of their arrival."""
+        return tuple(self._pool)
+
+    def expects(self, source: Address) -> bool:
+        """Return whether a datagram from `source`, which is no path in use, may be looked at.
+
+        Anything else is dropped unread (RFC 9000 9).
+        """
+        symmetric = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
+        return (
+            bool(self._negotiated & symmetric) or source == self._announced or source in self._pool
+        )
+
+    def may_probe(self, address: Address) -> bool:
+        """Return whether the server has named `address` as one where it may come up."""
+        return address == self._announced or address in self._pool
+
+    # Inputs
+
+    def frame_received(
+        self, frame: MigrationFrame, *, source: Address, packet_number: int, is_newest: bool
+    ) -> list[Action]:
+        """Handle a migration frame.
+
+        Args:
+            frame: The frame.
+            source: Where its packet came from.
+            packet_number: The number of its packet.
+            is_newest: Whether that is the highest number received so far.
+
+        Raises:
+            PeerError: If the server broke the protocol.
+        """
+        if not self._negotiated:
+            raise _violation(f"{frame.type.name}, but server migration was not negotiated")
+        if isinstance(frame, PoolMigrationAddressFrame):
+            self._return_if_from_home(source, is_newest)
+            self._pool_address(frame)
+            return self._take_actions()
+        if packet_number < self._newest_state_packet:
+            return []
+        self._return_if_from_home(source, is_newest)
+        if isinstance(frame, ServerMigrationFrame):
+            self._server_migration(frame.address)
+        elif isinstance(frame, ServerMigratedFrame):
+            self._server_migrated(source, is_newest)
+        self._newest_state_packet = packet_number
+        return self._take_actions()
+
+    def packet_received(self, source: Address) -> list[Action]:
+        """Handle a non-probing packet that is the highest-numbered one so far."""
+        self._packet(source)
+        return self._take_actions()
+
+    def timeout(self) -> list[Action]:
+        """Handle a probe timeout (RFC 9002 6.2), or the wish to look for the server now."""
+        pool = [address for address in self._pool if address != self.home]
+        if not pool:
+            self._step(Input.TIMEOUT)
+        elif self._options.scheduler is Scheduler.PARALLEL:
+            self._step(Input.TIMEOUT_WITH_PARALLEL_POOL)
+        else:
+            self._step(Input.TIMEOUT_WITH_POOL)
+        return self._take_actions()
+
+    def probe_due(self) -> list[Action]:
+        """Handle the probe timer set by `SetProbeTimer`."""
+        exhausted = self._probes >= _QUICK_PROBES + _SLOW_PROBES
+        self._step(Input.PROBES_EXHAUSTED if exhausted else Input.PROBE_DUE)
+        return self._take_actions()
+
+    def path_answered(self, address: Address) -> list[Action]:
+        """Handle a PATH_RESPONSE to a PATH_CHALLENGE that was sent to `address`."""
+        if address == self._moved_to:
+            self._step(Input.VALIDATED)
+        elif self.may_probe(address):
+            self._step(Input.CANDIDATE_ANSWERED, address)
+        return self._take_actions()
+
+    def validation_failed(self) -> list[Action]:
+        """Handle that the path in use could not be validated in time (RFC 9000 8.2.4)."""
+        self._step(Input.VALIDATION_FAILED)
+        return self._take_actions()
+
+    # Classification
+
+    def _return_if_from_home(self, source: Address, is_newest: bool) -> None:
+        # A frame shows that its packet is not a probing one. What brings the connection back home
+        # comes before the frame, so that a copied packet (RFC 9000 9.3.2) cannot make a violation
+        # of a genuine frame; what moves it forward comes after.
+        if is_newest and source == self.home and self._moved_to is not None:
+            self._packet(source)
+
+    def _packet(self, source: Address) -> None:
+        if source == self._moved_to:
+            return
+        if source == self.home:
+            self._step(Input.PACKET_FROM_HOME)
+        elif self.may_probe(source):
+            self._step(Input.PACKET_FROM_CANDIDATE, source)
+        elif refusal(source, self.home) is None:
+            self._step(
+                Input.PACKET_FROM_ELSEWHERE_SYMMETRIC
+                if self._symmetric_possible
+                else Input.PACKET_FROM_ELSEWHERE,
+                source,
+            )
+
+    def _server_migration(self, address: MigrationAddress | None) -> None:
+        if address is None:
+            self._require(MigrationProtocol.SYNCHRONIZED_SYMMETRIC, "SERVER_MIGRATION (unknown)")
+            self._step(Input.SWITCH_ANNOUNCED)
+            return
+        self._require(MigrationProtocol.EXPLICIT, "SERVER_MIGRATION")
+        target = self._in_family(address, "SERVER_MIGRATION")
+        if target == self._announced:
+            self._step(Input.ANNOUNCEMENT_REPEATED)
+        elif target == self.server_address:
+            self._step(Input.ANNOUNCEMENT_OF_HOME)
+        elif self._options.policy is Policy.EAGER:
+            self._step(Input.ANNOUNCEMENT_TO_EAGER, target)
+        else:
+            self._step(Input.ANNOUNCEMENT, target)
+
+    def _pool_address(self, frame: PoolMigrationAddressFrame) -> None:
+        if not self._negotiated & MigrationProtocol.POOL_OF_ADDRESSES:
+            raise _violation("POOL_MIGRATION_ADDRESS, but Pool of Addresses was not negotiated")
+        address = self._in_family(frame.address, "POOL_MIGRATION_ADDRESS")
+        if address in self._pool:
+            return
+        if len(self._pool) >= MAX_POOL_SIZE:
+            raise _violation("POOL_MIGRATION_ADDRESS: the pool has grown too large")
+        late = Input.POOL_ADDRESS_LATE if self._has_migrated else Input.POOL_ADDRESS
+        self._step(late, address)
+
+    def _server_migrated(self, source: Address, is_newest: bool) -> None:
+        if source == self.server_address or not is_newest:
+            return
+        if refusal(source, self.home) is None:
+            before = self.state
+            symmetric = self._symmetric_possible
+            self._step(Input.MIGRATED_SYMMETRIC if symmetric else Input.MIGRATED, source)
+            if self.state is not before:
+                self._emit(events.ServerMigratedReceived())
+
+    @property
+    def _symmetric_possible(self) -> bool:
+        return bool(self._negotiated & MigrationProtocol.SYMMETRIC) and not self._pool
+
+    def _require(self, protocol: MigrationProtocol, frame: str) -> None:
+        if not self._negotiated & protocol:
+            raise _violation(f"{frame}, but {protocol.name} was not negotiated")
+        if self._pool:
+            raise _violation(f"{frame}, but the server has sent a pool of addresses")
+
+    def _in_family(self, address: MigrationAddress, frame: str) -> Address:
+        target = address.for_family(self.home.family)
+        if target is None:
+            raise _violation(f"{frame} has no IPv{self.home.family} address")
+        problem = refusal(target, self.home)
+        if problem is not None:
+            raise _violation(f"{frame} names an address that is refused: {problem}")
+        return target
+
+    # Transitions
+
+    def _step(self, received: Input, address: Address | None = None) -> None:
+        step = TABLE[self.state, received]
+        if Do.VIOLATION in step.actions:
+            raise _violation(_VIOLATIONS[received])
+        left, self.state = self.state, step.state
+        for action in step.actions:
+            if action is Do.COMMIT:
+                self._commit(_PROTOCOLS[left])
+            else:
+                self._do(action, address)
+
+    def _do(self, action: Do, address: Address | None) -> None:
+        match action:
+            case Do.REMEMBER:
+                assert address is not None
+                self._announced = address
+                self._emit(events.ServerMigrationReceived(address))
+            case Do.ANNOUNCE_SWITCH:
+                self._emit(events.ServerMigrationReceived(None))
+            case Do.ADD_TO_POOL:
+                assert address is not None
+                self._pool.append(address)
+                self._emit(events.PoolAddressReceived(address))
+            case Do.CHALLENGE:
+                assert self._announced is not None
+                self._challenge([self._announced], MigrationProtocol.EXPLICIT)
+            case Do.CHALLENGE_POOL:
+                self._challenge(
+                    [address for address in self._pool if address != self.home],
+                    MigrationProtocol.POOL_OF_ADDRESSES,
+                )
+            case Do.REDIRECT:
+                assert self._announced is not None
+                self._redirect(self._announced, MigrationProtocol.EXPLICIT)
+                # The timeout may have been mere loss, with a server at home that has nothing to
+                # say: it would never be heard again, so every other probe asks home as well.
+                if self._probes % 2 == 0:
+                    self._actions.append(Challenge((self.home,)))
+            case Do.REDIRECT_TO_NEXT:
+                target = self._schedule.next_address(self.home, self._pool)
+                self._redirect(target, MigrationProtocol.POOL_OF_ADDRESSES)
+            case Do.STOP_PROBING:
+                self._stop_probing()
+            case Do.RETURN_HOME:
+                self._stop_probing()
+                self._moved_to = None
+                if self.state is State.IDLE:
+                    self._probing_reported.clear()
+                self._actions.append(ReturnHome())
+            case Do.MOVE:
+                assert address is not None
+                self._stop_probing()
+                self._moved_to = address
+                self._actions.append(Move(address))
+                if self.state in (State.VALIDATING_SYMMETRIC, State.VALIDATING_SYNCHRONIZED):
+                    # Nobody announced this address, so home is asked too (RFC 9000 9.3.3).
+                    self._actions.append(Challenge((self.home,)))
+            case Do.COMMIT | Do.VIOLATION:
+                raise AssertionError(f"unreachable: {action.name} is handled with its step")
+
+    def _challenge(self, addresses: list[Address], protocol: MigrationProtocol) -> None:
+        for address in addresses:
+            self._report_probing(protocol, address)
+        self._actions.append(Challenge(tuple(addresses)))
+        self._set_probe_timer()
+
+    def _redirect(self, address: Address, protocol: MigrationProtocol) -> None:
+        if address != self.home:
+            self._report_probing(protocol, address)
+        self._actions.append(Redirect(address))
+        self._set_probe_timer()
+
+    def _report_probing(self, protocol: MigrationProtocol, address: Address) -> None:
+        # Once for each address and migration
+        if address not in self._probing_reported:
+            self._probing_reported.add(address)
+            self._emit(events.ProbingStarted(protocol, address))
+
+    def _set_probe_timer(self) -> None:
+        self._probes += 1
+        interval = self._options.probe_interval
+        if self._probes > _QUICK_PROBES:
+            interval = max(interval, _SLOW_INTERVAL)
+        self._actions.append(SetProbeTimer(interval))
+
+    def _stop_probing(self) -> None:
+        self._probes = 0
+        self._schedule.restart()
+        self._actions.append(SetProbeTimer(None))
+
+    def _commit(self, protocol: MigrationProtocol) -> None:
+        assert self._moved_to is not None
+        self.home = self._moved_to
+        self._moved_to = None
+        self._announced = None
+        self._has_migrated = True
+        self._probing_reported.clear()
+        self._actions.append(Commit())
+        self._emit(events.MigrationCompleted(protocol, self.home))
+
+    def _emit(self, event: events.MigrationEvent) -> None:
+        self._actions.append(Emit(event))
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+
+def _violation(reason: str) -> PeerError:
+    return PeerError(ConnectionErrorCode.PROTOCOL_VIOLATION, reason)

@@ -1,0 +1,379 @@
+"""The client's machine at work on a connection: its actions as changes of network paths.
+
+Every address that the client looks at has a `QuicNetworkPath` in aioquic's list, the one in use
+first. A path that is not in use keeps the connection ID that was used on it, so that none is ever
+used with two addresses (RFC 9000 9.5).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from aioquic.quic.connection import QuicNetworkPath
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
+from aioquic.tls import Epoch
+
+from quicferry.protocol import Address, ClientMachine, ClientMigration, MigrationFrame
+from quicferry.protocol.client import (
+    Action,
+    Challenge,
+    Commit,
+    Emit,
+    Move,
+    Redirect,
+    ReturnHome,
+    SetProbeTimer,
+)
+from quicferry.protocol.suite import MigrationProtocol
+
+from .addresses import NetworkAddress, address_from_network, network_address
+from .probe import ProbeBuilder, challenge_size
+from .recovery import PathState
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+# RFC 9000 8.2.4: three times the probe timeout of a path whose RTT is unknown (RFC 9002 6.2.2)
+_VALIDATION_TIMEOUT = 3.0
+# At one challenge every 40 ms, an answer is recognised for two and a half seconds.
+_REMEMBERED_CHALLENGES = 64
+_REMEMBERED_HOMES = 4
+# What is sent to an address before it answers: at first enough for a request, then single
+# datagrams, then just enough for a PING with a little data.
+_FIRST_PROBE_DATAGRAMS = 3
+_FULL_PROBES = 5
+_SMALL_PROBE = 250
+
+
+class ClientSide:
+    """Server migration on a client's connection.
+
+    Args:
+        connection: The connection, whose handshake has come to the transport parameters.
+        options: The client's choices.
+        negotiated: What was negotiated, possibly nothing.
+        home: The server's address.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        options: ClientMigration,
+        negotiated: MigrationProtocol,
+        home: Address,
+    ) -> None:
+        self.machine = ClientMachine(options, negotiated, home)
+        self.probe_at: float | None = None
+        self._connection = connection
+        self._home: QuicNetworkPath = connection._network_paths[0]
+        self._home_state: PathState | None = None
+        self._former_homes: deque[QuicNetworkPath] = deque()
+        self._challenges: list[QuicNetworkPath] = []
+        self._challenge_path_in_use = False
+        self._probes: dict[NetworkAddress, int] = {}
+
+    # Inputs
+
+    def expects(self, source: NetworkAddress) -> bool:
+        """Return whether a datagram from an address without a path may be looked at."""
+        address = address_from_network(source)
+        return address is not None and self.machine.expects(address)
+
+    def frame_received(
+        self,
+        frame: MigrationFrame,
+        *,
+        source: NetworkAddress,
+        packet_number: int,
+        is_newest: bool,
+        now: float,
+    ) -> None:
+        """Handle a migration frame."""
+        address = self._reachable(source)
+        if address is not None:
+            self._run(
+                self.machine.frame_received(
+                    frame, source=address, packet_number=packet_number, is_newest=is_newest
+                ),
+                now,
+            )
+
+    def packet_received(self, source: NetworkAddress, now: float) -> None:
+        """Handle a non-probing packet that is the highest-numbered one so far."""
+        address = self._reachable(source)
+        if address is not None:
+            self._run(self.machine.packet_received(address), now)
+
+    def timeout(self, now: float) -> None:
+        """Handle a probe timeout, or the application's wish to look for the server."""
+        self._run(self.machine.timeout(), now)
+
+    def handle_timer(self, now: float) -> None:
+        """Send the next probe if it is due."""
+        if self.probe_at is not None and now >= self.probe_at:
+            self.probe_at = None
+            self._run(self.machine.probe_due(), now)
+
+    def validation_failed(self, now: float) -> None:
+        """Handle that the path in use could not be validated in time."""
+        self._run(self.machine.validation_failed(), now)
+
+    def path_answered(self, data: bytes, now: float) -> bool:
+        """Handle a PATH_RESPONSE; return False where it is none of ours."""
+        connection = self._connection
+        for path in connection._network_paths:
+            if data in path.local_challenges:
+                if path is not self._home and path.addr not in self._probes:
+                    return False
+                path.is_validated = True
+                path.validation_deadline = None
+                path.local_challenges.clear()
+                self._run(self.machine.path_answered(_address(path)), now)
+                return True
+        return False
+
+    def follow_preferred_address(self) -> None:
+        """Take note where aioquic itself has moved to the server's preferred address."""
+        path = self._connection._network_paths[0]
+        if path is not self._home and path.addr not in self._probes:
+            self._leave_home(path)
+            self.machine.home = _address(path)
+
+    def challenge_lost(self, path: QuicNetworkPath) -> bool:
+        """Handle a lost PATH_CHALLENGE on the path in use; return False where that is not ours."""
+        if path is self._connection._network_paths[0] and path is not self._home:
+            self._challenge_path_in_use = not self._is_looking
+            return True
+        return False
+
+    # Output
+
+    def write_frames(self, builder: QuicPacketBuilder) -> None:
+        """Write what belongs into the next packet on the path in use."""
+        if self._challenge_path_in_use:
+            connection = self._connection
+            path = connection._network_paths[0]
+            connection._write_path_challenge_frame(builder=builder, network_path=path)
+            self._challenge_path_in_use = False
+
+    def challenges_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Return datagrams that only ask for the server, elsewhere than on the path in use.
+
+        They are as small as they can be: nothing has come from these addresses, so the limit
+        against amplification does not permit to expand them (RFC 9000 8.2.1). The path that
+        answers is challenged again with a full datagram once it is in use.
+        """
+        connection = self._connection
+        assert connection._version is not None
+        paths, self._challenges = self._challenges, []
+        datagrams: list[tuple[bytes, NetworkAddress]] = []
+        for path in paths:
+            if path is connection._network_paths[0] or path.peer_cid is None:
+                continue
+            builder = ProbeBuilder(
+                host_cid=connection.host_cid,
+                is_client=True,
+                max_datagram_size=connection._max_datagram_size,
+                packet_number=connection._packet_number,
+                peer_cid=path.peer_cid.cid,
+                quic_logger=connection._quic_logger,
+                version=connection._version,
+            )
+            builder.max_total_bytes = challenge_size(path.peer_cid.cid)
+            builder.start_packet(QuicPacketType.ONE_RTT, connection._cryptos[Epoch.ONE_RTT])
+            try:
+                connection._write_path_challenge_frame(builder=builder, network_path=path)
+            except QuicPacketBuilderStop:
+                raise AssertionError("a challenge fits into the size computed for it") from None
+            datagrams += connection._flush_builder(
+                builder=builder, network_path=path, peer_cid=path.peer_cid.cid, now=now
+            )
+        return datagrams
+
+    # Actions
+
+    @property
+    def _is_looking(self) -> bool:
+        """Whether the path in use is only a guess."""
+        path = self._connection._network_paths[0]
+        return _address(path) != self.machine.server_address
+
+    def _run(self, actions: list[Action], now: float) -> None:
+        for action in actions:
+            match action:
+                case Emit(event):
+                    self._connection.emit(event)
+                case SetProbeTimer(delay) if delay is not None:
+                    self.probe_at = now + delay
+                case SetProbeTimer():
+                    self.probe_at = None
+                    self._challenges.clear()
+                case Challenge(addresses):
+                    paths = [self._path_to(address) for address in addresses]
+                    self._challenges += [path for path in paths if path is not None]
+                case Redirect(address):
+                    self._redirect(address, now)
+                case Move(address):
+                    self._move(address, now)
+                case ReturnHome():
+                    self._return_home(now)
+                case Commit():
+                    self._commit()
+
+    def _redirect(self, address: Address, now: float) -> None:
+        path = self._path_to(address)
+        if path is None:
+            return
+        self._use(path, now)
+        if path is not self._home:
+            self._allow_probe(path)
+        self._connection._loss.reschedule_data(now=now)
+
+    def _allow_probe(self, path: QuicNetworkPath) -> None:
+        # The limit is three times what was received (RFC 9000 8): grant it by the other end.
+        probes = self._probes[path.addr] = self._probes[path.addr] + 1
+        datagram_size = self._connection._max_datagram_size
+        if probes == 1:
+            size = _FIRST_PROBE_DATAGRAMS * datagram_size
+        else:
+            size = datagram_size if probes <= _FULL_PROBES else _SMALL_PROBE
+        path.bytes_received = max(path.bytes_received, -(-(path.bytes_sent + size) // 3))
+
+    def _move(self, address: Address, now: float) -> None:
+        path = self._path_to(address)
+        assert path is not None, "the source of a packet was checked to be reachable"
+        self._use(path, now)
+        self._challenge_path_in_use = True
+        if not path.is_validated:
+            path.validation_deadline = now + _VALIDATION_TIMEOUT
+
+    def _return_home(self, now: float) -> None:
+        self._challenge_path_in_use = False
+        self._use(self._home, now)
+        for path in self._candidates():
+            path.is_validated = False
+            path.validation_deadline = None
+            if not self.machine.may_probe(_address(path)):
+                self._forget(path)
+
+    def _commit(self) -> None:
+        former = self._home
+        self._leave_home(self._connection._network_paths[0])
+        self._home.is_validated = True
+        for path in self._candidates():
+            if not self.machine.may_probe(_address(path)):
+                self._forget(path)
+        self._probes = dict.fromkeys(self._probes, 0)
+        self._retire_connection_id(former)
+
+    def _leave_home(self, path: QuicNetworkPath) -> None:
+        former, self._home = self._home, path
+        self._home_state = None
+        self._probes.pop(path.addr, None)
+        # Late packets still come from there, but it starts afresh should the server return.
+        former.is_validated = False
+        former.bytes_received = former.bytes_sent = 0
+        former.local_challenge_sent = True
+        self._former_homes.append(former)
+        if len(self._former_homes) > _REMEMBERED_HOMES:
+            self._forget(self._former_homes[0])
+
+    # Paths
+
+    def _candidates(self) -> list[QuicNetworkPath]:
+        return [
+            path
+            for path in self._connection._network_paths
+            if path is not self._home and path.addr in self._probes
+        ]
+
+    def _find(self, source: NetworkAddress) -> QuicNetworkPath | None:
+        return next((p for p in self._connection._network_paths if p.addr == source), None)
+
+    def _is_foreign(self, path: QuicNetworkPath) -> bool:
+        """Return whether aioquic itself is validating a path: to a preferred address."""
+        return (
+            path is not self._home and path.addr not in self._probes and path.peer_cid is not None
+        )
+
+    def _reachable(self, source: NetworkAddress) -> Address | None:
+        """Return the address if something could be sent there with a connection ID of its own."""
+        connection = self._connection
+        path = self._find(source)
+        in_use = connection._network_paths[0]
+        if path is not None and self._is_foreign(path):
+            return None
+        if (
+            (path is not None and (path is in_use or path.peer_cid is not None))
+            or connection._peer_cid_available
+            or not connection._peer_cid.cid
+        ):
+            return address_from_network(source)
+        return None
+
+    def _path_to(self, address: Address) -> QuicNetworkPath | None:
+        """Return the path to an address, with a connection ID; None where none is left."""
+        connection = self._connection
+        in_use = connection._network_paths[0]
+        target = network_address(address, in_use.addr)
+        path = self._find(target)
+        if path is None:
+            path = QuicNetworkPath(target)
+        if path is not in_use and path.peer_cid is None:
+            if not connection._peer_cid.cid:
+                path.peer_cid = connection._peer_cid
+            elif connection._peer_cid_available:
+                path.peer_cid = connection._peer_cid_available.pop(0)
+            else:
+                return None
+        if path is not self._home and target not in self._probes:
+            self._probes[target] = 0
+            # Ours to challenge, when and as we like
+            path.local_challenge_sent = True
+            path.local_challenges = deque(maxlen=_REMEMBERED_CHALLENGES)
+        if path not in connection._network_paths:
+            connection._network_paths.append(path)
+        if path in self._former_homes:
+            self._former_homes.remove(path)
+        return path
+
+    def _use(self, path: QuicNetworkPath, now: float) -> None:
+        connection = self._connection
+        paths = connection._network_paths
+        left = paths[0]
+        if path is left:
+            return
+        assert path.peer_cid is not None
+        left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
+        path.peer_cid = None
+        connection._spin_bit = False  # RFC 9000 17.4
+        paths.remove(path)
+        paths.insert(0, path)
+        if path is self._home:
+            assert self._home_state is not None
+            connection._loss.return_to_path(self._home_state, now=now)
+            self._home_state = None
+        else:
+            state = connection._loss.leave_path()
+            if left is self._home:
+                self._home_state = state
+
+    def _forget(self, path: QuicNetworkPath) -> None:
+        self._retire_connection_id(path)
+        self._connection._network_paths.remove(path)
+        self._probes.pop(path.addr, None)
+        if path in self._former_homes:
+            self._former_homes.remove(path)
+
+    def _retire_connection_id(self, path: QuicNetworkPath) -> None:
+        if path.peer_cid is not None and path.peer_cid.cid:
+            self._connection._retire_peer_cid(path.peer_cid)
+        path.peer_cid = None
+
+
+def _address(path: QuicNetworkPath) -> Address:
+    address = address_from_network(path.addr)
+    assert address is not None, "paths are only made of addresses that could be read"
+    return address

@@ -1,0 +1,577 @@
+"""A QUIC connection that carries the server-migration extension.
+
+`Connection` is aioquic's `QuicConnection` with hooks at the few points where the extension
+attaches; what happens there is decided by the state machines of `quicferry.protocol` and carried
+out by `ClientSide` and `ServerSide`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from weakref import WeakKeyDictionary
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic.quic import events as quic_events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    END_STATES,
+    EPOCHS,
+    PATH_RESPONSE_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionError,
+    QuicNetworkPath,
+    QuicReceiveContext,
+    QuicTokenHandler,
+)
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketNumberWindow, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from quicferry.protocol import (
+    Address,
+    ClientMigration,
+    ClientMigrationDetected,
+    ConnectionClosed,
+    ConnectionErrorCode,
+    FrameType,
+    HandshakeFinished,
+    MigrationAddress,
+    MigrationError,
+    MigrationErrorCode,
+    MigrationEvent,
+    MigrationFailed,
+    MigrationProtocol,
+    PeerError,
+    ServerMigration,
+    accept_suite,
+    answer_suite,
+    decode_frame,
+    encode_suite,
+)
+from quicferry.protocol.frames import BODY_SIZES
+
+from .addresses import NetworkAddress, address_from_network
+from .client_side import ClientSide
+from .contract import FRAME_HANDLERS, check_contract
+from .parameters import find_suite, with_suite
+from .qlog import encode_frame, log_event
+from .recovery import MigratingRecovery
+from .server_side import ServerSide
+
+check_contract()
+
+_ONE_RTT = tls.Epoch.ONE_RTT
+
+
+class _NumberedWindow(QuicPacketNumberWindow):
+    """Remembers the number of the packet that is being received.
+
+    aioquic keeps it in a local variable, and asks the window about it before it looks into the
+    packet.
+    """
+
+    current = -1
+
+    def __contains__(self, packet_number: int) -> bool:
+        self.current = packet_number
+        return super().__contains__(packet_number)
+
+
+class Connection(QuicConnection):
+    """A QUIC connection whose server may move.
+
+    It stands wherever aioquic's class stands, with the same constructor, methods and events. What
+    the extension has to say is in a queue of its own, `next_migration_event`. With server
+    migration off (a plain `QuicConfiguration`, or `server_migration` None), nothing on the wire
+    differs from aioquic's class.
+
+    Args:
+        configuration: A `Configuration`, or aioquic's own with server migration off.
+        original_destination_connection_id: For servers, as in aioquic.
+        retry_source_connection_id: For servers, as in aioquic.
+        session_ticket_fetcher: As in aioquic.
+        session_ticket_handler: As in aioquic.
+        token_handler: For clients, as in aioquic.
+
+    Raises:
+        ValueError: If the configuration does not fit, as in aioquic, or if its `server_migration`
+            is for the other side.
+
+    Attributes:
+        stable_id: The connection's name, the same for its whole life, whatever connection IDs it
+            uses later.
+        negotiated: The protocols that were agreed on; 0 where nothing is in common; None where
+            server migration is off for this connection.
+        server_address: The local address of a server, where it is known; its endpoint sets it.
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+        session_ticket_fetcher: tls.SessionTicketFetcher | None = None,
+        session_ticket_handler: tls.SessionTicketHandler | None = None,
+        token_handler: QuicTokenHandler | None = None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+            session_ticket_fetcher=session_ticket_fetcher,
+            session_ticket_handler=session_ticket_handler,
+            token_handler=token_handler,
+        )
+        options = getattr(configuration, "server_migration", None)
+        expected = ClientMigration if self._is_client else ServerMigration
+        if options is not None and not isinstance(options, expected):
+            raise ValueError(f"server_migration must be a {expected.__name__} here, or None")
+        self.stable_id = self._local_initial_source_connection_id.hex()
+        self.negotiated: MigrationProtocol | None = None
+        self.server_address: NetworkAddress = None
+        self._options: ClientMigration | ServerMigration | None = options
+        self._client: ClientSide | None = None
+        self._server: ServerSide | None = None
+        self._migration_events: deque[MigrationEvent] = deque()
+        self._client_address: NetworkAddress = None
+        self._received = _NumberedWindow()
+        self._received_is_newest = False
+        self._consumed: WeakKeyDictionary[QuicStream, int] = WeakKeyDictionary()
+        if options is not None:
+            self._loss: MigratingRecovery = MigratingRecovery(
+                congestion_control_algorithm=configuration.congestion_control_algorithm,
+                initial_rtt=configuration.initial_rtt,
+                max_datagram_size=self._max_datagram_size,
+                peer_completed_address_validation=not self._is_client,
+                quic_logger=self._quic_logger,
+                send_probe=self._send_probe,
+                logger=self._logger,
+            )
+        handlers = getattr(self, FRAME_HANDLERS)
+        for frame_type in FrameType:
+            handlers[int(frame_type)] = (self._handle_migration_frame, EPOCHS("1"))
+
+    # The extension
+
+    @property
+    def migration_state(self) -> str:
+        """The name of the state that the migration of this connection is in, in lower case."""
+        side = self._client or self._server
+        return side.machine.state.name.lower() if side is not None else "idle"
+
+    @property
+    def close_reason(self) -> quic_events.ConnectionTerminated | None:
+        """Why the connection is being closed; known before aioquic's event, which ends it."""
+        return self._close_event
+
+    def next_migration_event(self) -> MigrationEvent | None:
+        """Return the next event of the extension, or None."""
+        return self._migration_events.popleft() if self._migration_events else None
+
+    def emit(self, event: MigrationEvent) -> None:
+        """Put an event into the queue, and into the qlog trace."""
+        log_event(self._quic_logger, event)
+        self._migration_events.append(event)
+
+    def migration_obstacle(
+        self, protocol: MigrationProtocol, address: Address | MigrationAddress | None = None
+    ) -> MigrationErrorCode | None:
+        """Return why `imminent_migration` would fail now, or None. Nothing changes."""
+        if self._options is None:
+            return MigrationErrorCode.MIGRATION_DISABLED
+        if self._server is None:
+            return MigrationErrorCode.HANDSHAKE_NOT_FINISHED
+        return self._server.machine.obstacle(
+            protocol, _migration_address(address), address_from_network(self.server_address)
+        )
+
+    def imminent_migration(
+        self,
+        protocol: MigrationProtocol,
+        address: Address | MigrationAddress | None = None,
+        *,
+        now: float,
+    ) -> None:
+        """Announce that the server will be moved; `MigrationReady` tells when it may be.
+
+        Args:
+            protocol: One protocol that was negotiated.
+            address: The destination, for Explicit only.
+            now: The current time in seconds.
+
+        Raises:
+            MigrationError: If the connection cannot migrate. It is closed then; ask
+                `migration_obstacle` first to avoid that.
+        """
+        problem = self.migration_obstacle(protocol, address)
+        if problem is not None:
+            raise self._migration_failed(problem)
+        assert self._server is not None
+        self._server.imminent(protocol, _migration_address(address))
+
+    def abort_migration(self, *, now: float) -> None:
+        """Give up an announced migration; the connection goes on as if nothing had happened.
+
+        Raises:
+            MigrationError: MIGRATION_ALREADY_IN_PROGRESS after the network switch.
+        """
+        if self._server is not None:
+            self._server.abort()
+
+    def network_switch(self, address: NetworkAddress, *, now: float) -> None:
+        """Go on at another local address, after the connection was ready.
+
+        Args:
+            address: The new local address.
+            now: The current time in seconds.
+
+        Raises:
+            MigrationError: If the connection is not ready. It is closed then.
+        """
+        if self._server is None:
+            raise self._migration_failed(
+                MigrationErrorCode.MIGRATION_DISABLED
+                if self._options is None
+                else MigrationErrorCode.HANDSHAKE_NOT_FINISHED
+            )
+        try:
+            self._server.network_switch(address, now)
+        except MigrationError as exc:
+            raise self._migration_failed(exc.code) from None
+
+    def probe_server_address(self, *, now: float) -> None:
+        """Look for the server now, at the announced address or in its pool (proactive clients).
+
+        Nothing happens where the client knows of no other address.
+        """
+        if self._client is not None:
+            self._client.timeout(now)
+
+    def stream_backlog(self, stream_id: int) -> int:
+        """Return how many bytes written to a stream have not been sent for the first time."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.sender.is_finished or stream.sender.reset_pending:
+            return 0
+        sender = stream.sender
+        return int(sender._buffer_stop - sender.highest_offset)
+
+    def stream_consumed(self, stream_id: int, offset: int) -> bool:
+        """Let the application pace what the peer may send on a stream.
+
+        aioquic extends a stream's limit as data arrives, whether anyone reads it or not. From the
+        first call on for a stream, the limit is what was read plus the configured window.
+
+        Args:
+            stream_id: The stream.
+            offset: How many bytes the application has read from its beginning.
+
+        Returns:
+            Whether the peer should be told now: transmit then.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        self._consumed[stream] = max(offset, self._consumed.get(stream, 0))
+        return self._grant(stream) is not None
+
+    def has_data_to_send(self) -> bool:
+        """Return whether a packet sent now would carry something the peer has to acknowledge."""
+        credit = self._remote_max_data - self._remote_max_data_used
+        return bool(
+            self._ping_pending
+            or self._probe_pending
+            or self._datagrams_pending
+            or any(
+                stream.sender.reset_pending
+                or (
+                    not stream.is_blocked
+                    and not stream.sender.buffer_is_empty
+                    and stream.sender.next_offset
+                    < min(stream.sender.highest_offset + credit, stream.max_stream_data_remote)
+                )
+                for stream in self._streams_queue
+            )
+        )
+
+    # Hooks: negotiation
+
+    def _serialize_transport_parameters(self) -> bytes:
+        parameters: bytes = super()._serialize_transport_parameters()
+        suite = self._options.protocols if self._is_client and self._options else self.negotiated
+        return parameters if suite is None else with_suite(parameters, encode_suite(suite))
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        if self._options is None or from_session_ticket:
+            return
+        try:
+            suite = find_suite(data)
+            if suite is None:
+                return
+            if self._is_client:
+                self.negotiated = accept_suite(suite, self._options.protocols)
+            else:
+                self.negotiated = answer_suite(suite, self._options.protocols)
+                # aioquic has serialised the server's parameters before it knew the client's.
+                self.tls.handshake_extensions = [
+                    (kind, with_suite(value, encode_suite(self.negotiated)))
+                    if kind == tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS
+                    else (kind, value)
+                    for kind, value in self.tls.handshake_extensions
+                ]
+        except PeerError as exc:
+            raise _close_with(exc, QuicFrameType.CRYPTO) from None
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self._options is not None:
+            self._received = _NumberedWindow()
+            self._spaces[_ONE_RTT].received_packets = self._received
+
+    def _confirm_handshake(self) -> None:
+        first_time = not self._handshake_confirmed
+        super()._confirm_handshake()
+        if first_time and not self._is_client:
+            self._client_address = self._network_paths[0].addr
+            client = address_from_network(self._client_address)
+            assert self._options is None or isinstance(self._options, ServerMigration)
+            self._server = ServerSide(
+                self, self._options, self.negotiated, client.family if client else 4
+            )
+            self.emit(HandshakeFinished(client, self.stable_id, self.negotiated))
+            self._server.handshake_finished()
+
+    # Hooks: receiving
+
+    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        """Handle an incoming datagram, as in aioquic.
+
+        Args:
+            data: The datagram.
+            addr: Where it came from.
+            now: The current time in seconds.
+        """
+        if self._options is None:
+            super().receive_datagram(data, addr, now)
+        elif self._is_client:
+            self._receive_as_client(data, addr, now)
+        else:
+            super().receive_datagram(data, addr, now)
+            self._detect_client_migration()
+
+    def _receive_as_client(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        if self._client is None and self.negotiated is not None:
+            self._start_client_side()
+        client = self._client
+        if client is None or any(path.addr == addr for path in self._network_paths):
+            super().receive_datagram(data, addr, now)
+            return
+        if not client.expects(addr):
+            super().receive_datagram(data, addr, now)  # which drops it, and logs that
+            return
+        # An address never used: it becomes a path if the machine moves there, which it does only
+        # for an authenticated packet.
+        path = QuicNetworkPath(addr)
+        path.local_challenge_sent = True  # nothing is sent there meanwhile
+        self._network_paths.append(path)
+        super().receive_datagram(data, addr, now)
+        if path.peer_cid is None and path is not self._network_paths[0]:
+            self._network_paths.remove(path)
+
+    def _start_client_side(self) -> None:
+        home = address_from_network(self._network_paths[0].addr)
+        if home is not None and self.negotiated is not None:
+            assert isinstance(self._options, ClientMigration)
+            self._client = ClientSide(self, self._options, self.negotiated, home)
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        if self._client is None or context.epoch is not _ONE_RTT:
+            return super()._payload_received(context, plain, crypto_frame_required)
+        is_newest = self._received.current > self._spaces[_ONE_RTT].largest_received_packet
+        self._received_is_newest = is_newest
+        is_ack_eliciting, is_probing = super()._payload_received(
+            context, plain, crypto_frame_required
+        )
+        if is_newest and not is_probing and self._state not in END_STATES:
+            self._client.packet_received(context.network_path.addr, context.time)
+        return is_ack_eliciting, is_probing
+
+    def _handle_migration_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        body = buf.pull_bytes(BODY_SIZES[FrameType(frame_type)])
+        frame = decode_frame(frame_type, body)
+        if context.quic_logger_frames is not None:
+            context.quic_logger_frames.append(encode_frame(frame))
+        if self._client is None:
+            problem = (
+                "server migration was not negotiated"
+                if self._is_client
+                else "only servers send migration frames"
+            )
+            raise _close_with(
+                PeerError(ConnectionErrorCode.PROTOCOL_VIOLATION, problem), frame_type
+            )
+        # Readiness takes one RTT, not one RTT and the delay of an acknowledgement.
+        self._spaces[_ONE_RTT].ack_at = context.time
+        try:
+            self._client.frame_received(
+                frame,
+                source=context.network_path.addr,
+                packet_number=self._received.current,
+                is_newest=self._received_is_newest,
+                now=context.time,
+            )
+        except PeerError as exc:
+            raise _close_with(exc, frame_type) from None
+
+    def _handle_path_response_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        if self._client is None:
+            super()._handle_path_response_frame(context, frame_type, buf)
+            return
+        start = buf.tell()
+        data = buf.pull_bytes(8)
+        if self._client.path_answered(data, context.time):
+            # The server is complete when this is acknowledged.
+            self._spaces[_ONE_RTT].ack_at = context.time
+            if context.quic_logger_frames is not None and self._quic_logger is not None:
+                context.quic_logger_frames.append(
+                    self._quic_logger.encode_path_response_frame(data=data)
+                )
+        else:
+            buf.seek(start)
+            super()._handle_path_response_frame(context, frame_type, buf)
+            self._client.follow_preferred_address()
+
+    def _detect_client_migration(self) -> None:
+        if self._server is not None and self._network_paths[0].addr != self._client_address:
+            self._client_address = self._network_paths[0].addr
+            self.emit(ClientMigrationDetected(address_from_network(self._client_address)))
+
+    # Hooks: timers
+
+    def get_timer(self) -> float | None:
+        """Return when `handle_timer` has to be called, or None, as in aioquic."""
+        at: float | None = super().get_timer()
+        probe_at = self._client.probe_at if self._client is not None else None
+        if probe_at is None or at is None or self._state in END_STATES:
+            return at
+        return min(at, probe_at)
+
+    def handle_timer(self, now: float) -> None:
+        """Handle the timer, as in aioquic.
+
+        Args:
+            now: The current time in seconds.
+        """
+        timeouts = self._loss._pto_count
+        super().handle_timer(now)
+        client = self._client
+        if client is not None and self._state not in END_STATES:
+            if self._loss._pto_count > timeouts:
+                client.timeout(now)
+            client.handle_timer(now)
+
+    def _abandon_path_validation(self) -> None:
+        if self._client is None:
+            super()._abandon_path_validation()
+        else:
+            deadline = self._network_paths[0].validation_deadline
+            assert deadline is not None, "this is called when the deadline has passed"
+            self._client.validation_failed(deadline)
+
+    # Hooks: sending
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Return the datagrams to send and where to, as in aioquic.
+
+        Args:
+            now: The current time in seconds.
+        """
+        datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
+        if self._client is not None and self._state not in END_STATES:
+            datagrams += self._client.challenges_to_send(now)
+        return datagrams
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        # Called for every 1-RTT packet after the handshake, before stream data is written
+        super()._write_connection_limits(builder, space)
+        side = self._client or self._server
+        if side is not None:
+            side.write_frames(builder)
+
+    def _write_path_response_frame(self, builder: QuicPacketBuilder, challenge: bytes) -> None:
+        if self._server is None or self._options is None:
+            super()._write_path_response_frame(builder, challenge)
+            return
+        buf = builder.start_frame(
+            QuicFrameType.PATH_RESPONSE,
+            capacity=PATH_RESPONSE_FRAME_CAPACITY,
+            handler=self._server.path_response_delivered,
+        )
+        buf.push_bytes(challenge)
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            builder.quic_logger_frames.append(
+                self._quic_logger.encode_path_response_frame(data=challenge)
+            )
+
+    def _on_path_challenge_delivery(
+        self, delivery: QuicDeliveryState, network_path: QuicNetworkPath
+    ) -> None:
+        lost = delivery is not QuicDeliveryState.ACKED
+        if not (lost and self._client is not None and self._client.challenge_lost(network_path)):
+            super()._on_path_challenge_delivery(delivery, network_path)
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        if stream not in self._consumed:
+            super()._write_stream_limits(builder, space, stream)
+            return
+        stream.max_stream_data_local = self._grant(stream) or stream.max_stream_data_local
+        # What has arrived must not make aioquic double the limit.
+        highest_offset, stream.receiver.highest_offset = stream.receiver.highest_offset, 0
+        try:
+            super()._write_stream_limits(builder, space, stream)
+        finally:
+            stream.receiver.highest_offset = highest_offset
+
+    def _grant(self, stream: QuicStream) -> int | None:
+        window = self._configuration.max_stream_data
+        limit = self._consumed[stream] + window
+        return limit if limit - stream.max_stream_data_local >= window // 2 else None
+
+    # Hooks: the end
+
+    def _close_end(self) -> None:
+        if self._close_event is not None:
+            self.emit(
+                ConnectionClosed(self._close_event.error_code, self._close_event.reason_phrase)
+            )
+        super()._close_end()
+
+    def _migration_failed(self, code: MigrationErrorCode) -> MigrationError:
+        self.emit(MigrationFailed(code))
+        self.close(
+            error_code=QuicErrorCode.INTERNAL_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase=f"server migration failed: {code.name}",
+        )
+        return MigrationError(code)
+
+
+def _migration_address(address: Address | MigrationAddress | None) -> MigrationAddress | None:
+    return MigrationAddress.of(address) if isinstance(address, Address) else address
+
+
+def _close_with(error: PeerError, frame_type: int) -> QuicConnectionError:
+    return QuicConnectionError(
+        error_code=int(error.code), frame_type=frame_type, reason_phrase=error.reason
+    )

@@ -1,0 +1,71 @@
+"""What quicferry needs of aioquic's private parts, checked when it is imported.
+
+aioquic's public interface has no way to add a frame or to change a path, so this package reaches
+into `QuicConnection`. Another version may have changed there; then it is better to refuse to start
+than to lose connections.
+"""
+
+from __future__ import annotations
+
+import aioquic
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicNetworkPath
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.stream import QuicStreamSender
+
+from quicferry.protocol import QuicferryError
+
+FRAME_HANDLERS = "_QuicConnection__frame_handlers"
+"""The private dict from frame type to handler and epochs, as Python mangles its name."""
+
+_CONNECTION = """
+    _abandon_path_validation _add_network_path _close_at _close_end _close_event _close_pending
+    _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
+    _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
+    _initialize _is_client _local_initial_source_connection_id _loss _loss_at
+    _max_datagram_size _network_paths _on_path_challenge_delivery _packet_number
+    _parse_transport_parameters _payload_received _peer_cid _peer_cid_available _ping_pending
+    _probe_pending _quic_logger _remote_max_data _remote_max_data_used _retire_connection_ids
+    _retire_peer_cid _serialize_transport_parameters _spaces _spin_bit _streams _streams_queue
+    _version _write_connection_limits _write_path_challenge_frame _write_path_response_frame
+    _write_stream_limits
+"""
+_RECOVERY = """
+    _cc _detect_loss _get_loss_space _on_packets_lost _pacer _pto_count _rtt_first_sample_time
+    _rtt_initial _rtt_initialized _rtt_latest _rtt_min _rtt_smoothed _rtt_variance
+    _time_of_last_sent_ack_eliciting_packet reschedule_data spaces
+"""
+_PATH = """
+    addr bytes_received bytes_sent is_validated local_challenge_sent local_challenges peer_cid
+    remote_challenges validation_deadline
+"""
+_SPACE = "ack_at largest_received_packet received_packets sent_packets"
+_SENDER = "_buffer_stop buffer_is_empty highest_offset is_finished next_offset"
+
+
+def check_contract() -> None:
+    """Check that the installed aioquic has everything this package uses.
+
+    Raises:
+        QuicferryError: If it lacks something; the text names what, and the remedy.
+    """
+    connection = QuicConnection(configuration=QuicConfiguration(is_client=True))
+    wanted: list[tuple[str, object, str]] = [
+        ("QuicConnection", connection, f"{_CONNECTION} {FRAME_HANDLERS}"),
+        ("QuicPacketRecovery", connection._loss, _RECOVERY),
+        ("QuicPacketPacer", QuicPacketPacer(max_datagram_size=1200), "packet_time"),
+        ("QuicNetworkPath", QuicNetworkPath(("192.0.2.1", 4433)), _PATH),
+        ("QuicPacketSpace", QuicPacketSpace(), _SPACE),
+        ("QuicStreamSender", QuicStreamSender(stream_id=0, writable=True), _SENDER),
+    ]
+    missing = [
+        f"{name}.{attribute}"
+        for name, instance, attributes in wanted
+        for attribute in attributes.split()
+        if not hasattr(instance, attribute)
+    ]
+    if missing:
+        raise QuicferryError(
+            f"aioquic {aioquic.__version__} does not fit: it lacks {', '.join(missing)}; "
+            "install aioquic 1.7.2"
+        )

@@ -1,0 +1,145 @@
+"""Loss recovery over changing paths: each path has its own congestion and RTT state.
+
+RFC 9000 9.4: on a change of path both start afresh, and packets sent on the old path must not
+count for the new one. Packets of another path stay in the packet number space, so that they are
+still acknowledged or found lost, but are taken out of the flight that the congestion controller
+sees, and give no RTT sample.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from aioquic.quic.congestion.base import QuicCongestionControl, create_congestion_control
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
+
+_ESTIMATE = (
+    "_pto_count",
+    "_rtt_first_sample_time",
+    "_rtt_initialized",
+    "_rtt_latest",
+    "_rtt_min",
+    "_rtt_smoothed",
+    "_rtt_variance",
+)
+_QUICK_TIMEOUTS = 25
+
+
+@dataclass
+class PathState:
+    """What is put aside of a path that is left, and restored on the return to it."""
+
+    congestion_control: QuicCongestionControl
+    pacer: QuicPacketPacer
+    estimate: dict[str, Any]
+    flight: list[tuple[QuicPacketSpace, QuicSentPacket]]
+
+
+class MigratingRecovery(QuicPacketRecovery):
+    """aioquic's loss recovery, which can leave a path and return to it.
+
+    Attributes:
+        quick_timeout: While set, and as long as the path in use has given no RTT sample, a probe
+            timeout takes at most this many seconds, for the first 25 in a row.
+    """
+
+    def __init__(
+        self, *, congestion_control_algorithm: str, max_datagram_size: int, **arguments: Any
+    ) -> None:
+        super().__init__(
+            congestion_control_algorithm=congestion_control_algorithm,
+            max_datagram_size=max_datagram_size,
+            **arguments,
+        )
+        self.quick_timeout: float | None = None
+        self._algorithm = congestion_control_algorithm
+        self._datagram_size = max_datagram_size
+        self._has_changed_path = False
+
+    def leave_path(self) -> PathState:
+        """Start afresh for another path, and return the state of this one."""
+        self._has_changed_path = True
+        state = PathState(
+            congestion_control=self._cc,
+            pacer=self._pacer,
+            estimate={name: getattr(self, name) for name in _ESTIMATE},
+            flight=self._take_flight(),
+        )
+        self._cc = create_congestion_control(self._algorithm, max_datagram_size=self._datagram_size)
+        self._pacer = self._fresh_pacer()
+        self._pto_count = 0
+        self._rtt_first_sample_time = 0.0
+        self._rtt_initialized = False
+        self._rtt_latest = 0.0
+        self._rtt_min = math.inf
+        self._rtt_smoothed = 0.0
+        self._rtt_variance = 0.0
+        return state
+
+    def return_to_path(self, state: PathState, *, now: float) -> None:
+        """Go on with the state of a path that was left.
+
+        What was sent meanwhile went to an address where nobody is: it is sent again, and says
+        nothing about congestion.
+        """
+        for space, packet in self._take_flight():
+            self._on_packets_lost(congestion_event=False, now=now, packets=[packet], space=space)
+        self._cc = state.congestion_control
+        self._pacer = state.pacer
+        for name, value in state.estimate.items():
+            setattr(self, name, value)
+        self._cc.bytes_in_flight = 0
+        for space, packet in state.flight:
+            if space.sent_packets.get(packet.packet_number) is packet:
+                packet.in_flight = True
+                self._cc.bytes_in_flight += packet.sent_bytes
+
+    def on_ack_received(
+        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        """Update metrics; a packet of another path gives no RTT sample (RFC 9000 9.4)."""
+        largest = space.sent_packets.get(ack_rangeset.bounds().stop - 1)
+        if self._has_changed_path and largest is not None and not largest.in_flight:
+            estimate = {name: getattr(self, name) for name in _ESTIMATE[1:]}
+            pacer, self._pacer = self._pacer, self._fresh_pacer()
+            super().on_ack_received(
+                ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+            )
+            self._pacer = pacer
+            for name, value in estimate.items():
+                setattr(self, name, value)
+            return
+        super().on_ack_received(
+            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    def get_loss_detection_time(self, *, amplification_limited: bool) -> float | None:
+        """Return when the loss detection timer fires, or None."""
+        at = super().get_loss_detection_time(amplification_limited=amplification_limited)
+        if (
+            at is None
+            or self.quick_timeout is None
+            or self._rtt_initialized
+            or self._pto_count >= _QUICK_TIMEOUTS
+            or self._get_loss_space() is not None
+        ):
+            return at
+        return min(at, self._time_of_last_sent_ack_eliciting_packet + self.quick_timeout)
+
+    def _fresh_pacer(self) -> QuicPacketPacer:
+        return QuicPacketPacer(max_datagram_size=self._datagram_size)
+
+    def _take_flight(self) -> list[tuple[QuicPacketSpace, QuicSentPacket]]:
+        flight = [
+            (space, packet)
+            for space in self.spaces
+            for packet in space.sent_packets.values()
+            if packet.in_flight
+        ]
+        for _, packet in flight:
+            packet.in_flight = False
+        return flight

@@ -1,0 +1,149 @@
+"""The server's machine at work on a connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+
+from quicferry.protocol import (
+    FrameType,
+    MigrationAddress,
+    MigrationFrame,
+    MigrationProtocol,
+    ServerMachine,
+    ServerMigratedFrame,
+    ServerMigration,
+    encode_body,
+)
+from quicferry.protocol.server import (
+    Action,
+    Complete,
+    Emit,
+    Send,
+    SendMigrated,
+    SwitchPath,
+)
+
+from .addresses import NetworkAddress, address_from_network
+from .qlog import log_frame_sent
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class ServerSide:
+    """Server migration on a server's connection.
+
+    Args:
+        connection: The connection, whose handshake has just finished.
+        options: The server's choices; None where server migration is off.
+        negotiated: What was negotiated; None where it is off for this connection.
+        family: 4 or 6, the address family in use.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        options: ServerMigration | None,
+        negotiated: MigrationProtocol | None,
+        family: int,
+    ) -> None:
+        self.machine = ServerMachine(options, negotiated, family)
+        self._connection = connection
+        self._options = options
+        self._to_send: deque[MigrationFrame] = deque()
+        self._must_be_heard = False
+        self._retire_later: list[int] = []
+
+    # Inputs
+
+    def handshake_finished(self) -> None:
+        """Start the connection's life."""
+        self._run(self.machine.handshake_finished())
+
+    def imminent(self, protocol: MigrationProtocol, address: MigrationAddress | None) -> None:
+        """Prepare for a migration; raises MigrationError if it is not possible."""
+        current = address_from_network(self._connection.server_address)
+        self._run(self.machine.imminent(protocol, address, current))
+
+    def abort(self) -> None:
+        """Give up a migration that has not been switched; raises MigrationError after it."""
+        self._to_send = deque(
+            frame for frame in self._to_send if frame.type is not FrameType.SERVER_MIGRATION
+        )
+        self._run(self.machine.abort())
+
+    def network_switch(self, address: NetworkAddress, now: float) -> None:
+        """Go on at another local address; raises MigrationError if it is not possible."""
+        connection = self._connection
+        actions = self.machine.network_switch(address_from_network(address))
+        connection.server_address = address
+        self._run(actions)
+        # What expired while the server was frozen counts as one timeout.
+        loss = connection._loss
+        expired = loss.get_loss_detection_time(amplification_limited=False)
+        if expired is not None and expired <= now:
+            loss.reschedule_data(now=now)
+        connection._close_at = now + connection._idle_timeout()
+
+    def path_response_delivered(self, delivery: QuicDeliveryState) -> None:
+        """Handle the fate of a PATH_RESPONSE."""
+        if delivery is QuicDeliveryState.ACKED:
+            self._run(self.machine.path_response_acknowledged())
+
+    # Output
+
+    def write_frames(self, builder: QuicPacketBuilder) -> None:
+        """Write what belongs into the next packet."""
+        while self._to_send:
+            self._write(builder, self._to_send[0])
+            self._to_send.popleft()
+        if self._must_be_heard:
+            if not self._connection.has_data_to_send():
+                self._write(builder, ServerMigratedFrame())
+            self._must_be_heard = False
+
+    def _write(self, builder: QuicPacketBuilder, frame: MigrationFrame) -> None:
+        body = encode_body(frame)
+        buffer = builder.start_frame(
+            frame.type,
+            capacity=1 + len(body),
+            handler=self._frame_delivered,
+            handler_args=(frame,),
+        )
+        buffer.push_bytes(body)
+        log_frame_sent(builder, self._connection._quic_logger, frame)
+
+    def _frame_delivered(self, delivery: QuicDeliveryState, frame: MigrationFrame) -> None:
+        if delivery is QuicDeliveryState.ACKED:
+            self._run(self.machine.frame_acknowledged(frame))
+        else:
+            self._run(self.machine.frame_lost(frame))
+
+    # Actions
+
+    def _run(self, actions: list[Action]) -> None:
+        connection = self._connection
+        for action in actions:
+            match action:
+                case Emit(event):
+                    connection.emit(event)
+                case Send(frame):
+                    if frame not in self._to_send:
+                        self._to_send.append(frame)
+                case SendMigrated():
+                    self._must_be_heard = True
+                case SwitchPath():
+                    # Nothing is due to the client at the switch (RETIRE_CONNECTION_ID would be).
+                    connection.change_connection_id()
+                    self._retire_later += connection._retire_connection_ids
+                    connection._retire_connection_ids.clear()
+                    connection._loss.leave_path()
+                    if self._options is not None:
+                        connection._loss.quick_timeout = self._options.probe_interval
+                case Complete():
+                    connection._loss.quick_timeout = None
+                    connection._retire_connection_ids += self._retire_later
+                    self._retire_later.clear()
