@@ -10,7 +10,7 @@ has to be done is returned as a list of actions for the transport.
 - **Explicit.** SERVER_MIGRATION(address) makes that address the *candidate*. A reactive or
   proactive client waits (ANNOUNCED) and, at a probe timeout or when asked, turns everything it
   sends to the candidate (PROBING). An eager client stays where it is and asks the candidate with
-  PATH_CHALLENGE frames (CHALLENGING).
+  PATH_CHALLENGE frames (CHALLENGING); an answer validates that path, and the move is done.
 - **Pool of Addresses.** At a probe timeout the client turns everything to the next address of a
   schedule (POOL_PROBING), or asks all of the pool at once (POOL_CHALLENGING).
 - **Symmetric.** A packet from an address never heard of moves the connection.
@@ -158,7 +158,7 @@ TABLE: Table[State, Input, Do] = Table(
         ((_S.CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE,)),
         ((_S.CHALLENGING,), _HOME, None, ()),
         ((_S.CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.ANNOUNCED, (_D.STOP_PROBING,)),
-        ((_S.CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.VALIDATING_EXPLICIT, (_D.MOVE,)),
+        ((_S.CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
         ((_S.PROBING,), _TIMEOUTS, None, ()),
         ((_S.PROBING,), _PROBES, None, (_D.REDIRECT,)),
         ((_S.PROBING,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
@@ -173,7 +173,7 @@ TABLE: Table[State, Input, Do] = Table(
         ((_S.POOL_PROBING,), _PROBES, None, (_D.REDIRECT_TO_NEXT,)),
         ((_S.POOL_CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE_POOL,)),
         ((_S.POOL_CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.IDLE, (_D.STOP_PROBING,)),
-        ((_S.POOL_CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.VALIDATING_POOL, (_D.MOVE,)),
+        ((_S.POOL_CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
         # Synchronized Symmetric
         ((_S.AWAITING,), (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
         ((_S.AWAITING,), (_I.ANNOUNCEMENT_REPEATED, _I.SWITCH_ANNOUNCED), None, ()),
@@ -225,6 +225,8 @@ _VIOLATIONS = {
     Input.MIGRATED_SYMMETRIC: "SERVER_MIGRATED during a migration of another protocol",
 }
 _PROTOCOLS = {
+    State.CHALLENGING: MigrationProtocol.EXPLICIT,
+    State.POOL_CHALLENGING: MigrationProtocol.POOL_OF_ADDRESSES,
     State.VALIDATING_EXPLICIT: MigrationProtocol.EXPLICIT,
     State.VALIDATING_POOL: MigrationProtocol.POOL_OF_ADDRESSES,
     State.VALIDATING_SYMMETRIC: MigrationProtocol.SYMMETRIC,
@@ -395,10 +397,23 @@ class ClientMachine:
         self._step(Input.PROBES_EXHAUSTED if exhausted else Input.PROBE_DUE)
         return self._take_actions()
 
-    def path_answered(self, address: Address) -> list[Action]:
-        """Handle a PATH_RESPONSE to a PATH_CHALLENGE that was sent to `address`."""
+    @property
+    def heeds_timeouts(self) -> bool:
+        """Whether a probe timeout would make the client look for its server."""
+        return self.state is State.ANNOUNCED or (self.state is State.IDLE and bool(self._pool))
+
+    def path_answered(self, address: Address, source: Address | None) -> list[Action]:
+        """Handle a PATH_RESPONSE.
+
+        Args:
+            address: Where its PATH_CHALLENGE was sent.
+            source: Where it came from.
+        """
         if address == self._moved_to:
             self._step(Input.VALIDATED)
+        elif address == self.home and source == self.home and self._moved_to is None:
+            # Not only its address works: the server is there. It may have nothing else to say.
+            self._step(Input.PACKET_FROM_HOME)
         elif self.may_probe(address):
             self._step(Input.CANDIDATE_ANSWERED, address)
         return self._take_actions()

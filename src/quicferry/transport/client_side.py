@@ -65,14 +65,23 @@ class ClientSide:
         home: Address,
     ) -> None:
         self.machine = ClientMachine(options, negotiated, home)
-        self.probe_at: float | None = None
+        self._probe_at: float | None = None
+        self._challenge_again_at: float | None = None
         self._connection = connection
         self._home: QuicNetworkPath = connection._network_paths[0]
         self._home_state: PathState | None = None
         self._former_homes: deque[QuicNetworkPath] = deque()
+        self._not_preferred: QuicNetworkPath | None = None
         self._challenges: list[QuicNetworkPath] = []
+        self._silent_since = -1
         self._challenge_path_in_use = False
         self._probes: dict[NetworkAddress, int] = {}
+
+    @property
+    def timer(self) -> float | None:
+        """When `handle_timer` has to be called, or None."""
+        times = (self._probe_at, self._challenge_again_at, self._silent_at())
+        return min((at for at in times if at is not None), default=None)
 
     # Inputs
 
@@ -108,19 +117,25 @@ class ClientSide:
 
     def timeout(self, now: float) -> None:
         """Handle a probe timeout, or the application's wish to look for the server."""
+        self._silent_since = self._connection._packet_number
         self._run(self.machine.timeout(), now)
 
     def handle_timer(self, now: float) -> None:
-        """Send the next probe if it is due."""
-        if self.probe_at is not None and now >= self.probe_at:
-            self.probe_at = None
+        """Send what is due: the next probe, or the challenge on the path in use again."""
+        if self._probe_at is not None and now >= self._probe_at:
+            self._probe_at = None
             self._run(self.machine.probe_due(), now)
+        if self._challenge_again_at is not None and now >= self._challenge_again_at:
+            self._validate_path_in_use(now)
+        silent_at = self._silent_at()
+        if silent_at is not None and now >= silent_at:
+            self.timeout(now)
 
     def validation_failed(self, now: float) -> None:
         """Handle that the path in use could not be validated in time."""
         self._run(self.machine.validation_failed(), now)
 
-    def path_answered(self, data: bytes, now: float) -> bool:
+    def path_answered(self, data: bytes, source: NetworkAddress, now: float) -> bool:
         """Handle a PATH_RESPONSE; return False where it is none of ours."""
         connection = self._connection
         for path in connection._network_paths:
@@ -130,7 +145,11 @@ class ClientSide:
                 path.is_validated = True
                 path.validation_deadline = None
                 path.local_challenges.clear()
-                self._run(self.machine.path_answered(_address(path)), now)
+                if path is connection._network_paths[0]:
+                    self._stop_validating()
+                self._run(
+                    self.machine.path_answered(_address(path), address_from_network(source)), now
+                )
                 return True
         return False
 
@@ -138,8 +157,20 @@ class ClientSide:
         """Take note where aioquic itself has moved to the server's preferred address."""
         path = self._connection._network_paths[0]
         if path is not self._home and path.addr not in self._probes:
+            self._not_preferred = self._home
             self._leave_home(path)
             self.machine.home = _address(path)
+
+    def change_connection_ids(self) -> None:
+        """Replace the connection IDs kept for other paths: the client's own address has changed."""
+        connection = self._connection
+        for path in connection._network_paths[1:]:
+            if path.peer_cid is None or self._is_foreign(path) or not path.peer_cid.cid:
+                continue
+            available = connection._peer_cid_available
+            if available or path is not self._home:
+                connection._retire_peer_cid(path.peer_cid)
+                path.peer_cid = available.pop(0) if available else None
 
     def challenge_lost(self, path: QuicNetworkPath) -> bool:
         """Handle a lost PATH_CHALLENGE on the path in use; return False where that is not ours."""
@@ -147,6 +178,21 @@ class ClientSide:
             self._challenge_path_in_use = not self._is_looking
             return True
         return False
+
+    def _silent_at(self) -> float | None:
+        """Return when the oldest packet in flight has been without an answer for a probe timeout.
+
+        RFC 9002 starts the timeout again with every packet sent, so a client that sends little and
+        often would never get one from a server that is gone.
+        """
+        loss = self._connection._loss
+        if not self.machine.heeds_timeouts or loss._pto_count:
+            return None
+        for number, packet in self._connection._spaces[Epoch.ONE_RTT].sent_packets.items():
+            if packet.in_flight and packet.is_ack_eliciting and number > self._silent_since:
+                assert packet.sent_time is not None
+                return packet.sent_time + loss.get_probe_timeout()
+        return None
 
     # Output
 
@@ -206,9 +252,9 @@ class ClientSide:
                 case Emit(event):
                     self._connection.emit(event)
                 case SetProbeTimer(delay) if delay is not None:
-                    self.probe_at = now + delay
+                    self._probe_at = now + delay
                 case SetProbeTimer():
-                    self.probe_at = None
+                    self._probe_at = None
                     self._challenges.clear()
                 case Challenge(addresses):
                     paths = [self._path_to(address) for address in addresses]
@@ -245,12 +291,21 @@ class ClientSide:
         path = self._path_to(address)
         assert path is not None, "the source of a packet was checked to be reachable"
         self._use(path, now)
-        self._challenge_path_in_use = True
+        self._validate_path_in_use(now)
         if not path.is_validated:
             path.validation_deadline = now + _VALIDATION_TIMEOUT
 
-    def _return_home(self, now: float) -> None:
+    def _validate_path_in_use(self, now: float) -> None:
+        # Again until it is answered: the answer is not sent again if it is lost (RFC 9000 8.2.1).
+        self._challenge_path_in_use = True
+        self._challenge_again_at = now + self._connection._loss.get_probe_timeout()
+
+    def _stop_validating(self) -> None:
         self._challenge_path_in_use = False
+        self._challenge_again_at = None
+
+    def _return_home(self, now: float) -> None:
+        self._stop_validating()
         self._use(self._home, now)
         for path in self._candidates():
             path.is_validated = False
@@ -293,10 +348,14 @@ class ClientSide:
         return next((p for p in self._connection._network_paths if p.addr == source), None)
 
     def _is_foreign(self, path: QuicNetworkPath) -> bool:
-        """Return whether aioquic itself is validating a path: to a preferred address."""
-        return (
-            path is not self._home and path.addr not in self._probes and path.peer_cid is not None
-        )
+        """Return whether a path is aioquic's business.
+
+        That is one to the server's preferred address, while it is validated, and the one from its
+        original address, from which packets may still come (RFC 9000 9.6).
+        """
+        if path is self._home or path.addr in self._probes:
+            return False
+        return path.peer_cid is not None or path is self._not_preferred
 
     def _reachable(self, source: NetworkAddress) -> Address | None:
         """Return the address if something could be sent there with a connection ID of its own."""

@@ -17,7 +17,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     END_STATES,
     EPOCHS,
-    PATH_RESPONSE_FRAME_CAPACITY,
     QuicConnection,
     QuicConnectionError,
     QuicNetworkPath,
@@ -154,6 +153,12 @@ class Connection(QuicConnection):
         for frame_type in FrameType:
             handlers[int(frame_type)] = (self._handle_migration_frame, EPOCHS("1"))
 
+    def change_connection_id(self) -> None:
+        """Switch to the next connection ID of the peer, as in aioquic."""
+        super().change_connection_id()
+        if self._client is not None:
+            self._client.change_connection_ids()
+
     # The extension
 
     @property
@@ -161,6 +166,11 @@ class Connection(QuicConnection):
         """The name of the state that the migration of this connection is in, in lower case."""
         side = self._client or self._server
         return side.machine.state.name.lower() if side is not None else "idle"
+
+    @property
+    def probe_timeout(self) -> float:
+        """Seconds until a lost packet at the end of a flight is noticed (RFC 9002 6.2.1)."""
+        return self._loss.get_probe_timeout()
 
     @property
     def close_reason(self) -> quic_events.ConnectionTerminated | None:
@@ -438,7 +448,7 @@ class Connection(QuicConnection):
             return
         start = buf.tell()
         data = buf.pull_bytes(8)
-        if self._client.path_answered(data, context.time):
+        if self._client.path_answered(data, context.network_path.addr, context.time):
             # The server is complete when this is acknowledged.
             self._spaces[_ONE_RTT].ack_at = context.time
             if context.quic_logger_frames is not None and self._quic_logger is not None:
@@ -460,10 +470,10 @@ class Connection(QuicConnection):
     def get_timer(self) -> float | None:
         """Return when `handle_timer` has to be called, or None, as in aioquic."""
         at: float | None = super().get_timer()
-        probe_at = self._client.probe_at if self._client is not None else None
-        if probe_at is None or at is None or self._state in END_STATES:
+        own_at = self._client.timer if self._client is not None else None
+        if own_at is None or at is None or self._state in END_STATES:
             return at
-        return min(at, probe_at)
+        return min(at, own_at)
 
     def handle_timer(self, now: float) -> None:
         """Handle the timer, as in aioquic.
@@ -508,19 +518,9 @@ class Connection(QuicConnection):
             side.write_frames(builder)
 
     def _write_path_response_frame(self, builder: QuicPacketBuilder, challenge: bytes) -> None:
-        if self._server is None or self._options is None:
-            super()._write_path_response_frame(builder, challenge)
-            return
-        buf = builder.start_frame(
-            QuicFrameType.PATH_RESPONSE,
-            capacity=PATH_RESPONSE_FRAME_CAPACITY,
-            handler=self._server.path_response_delivered,
-        )
-        buf.push_bytes(challenge)
-        if self._quic_logger is not None and builder.quic_logger_frames is not None:
-            builder.quic_logger_frames.append(
-                self._quic_logger.encode_path_response_frame(data=challenge)
-            )
+        super()._write_path_response_frame(builder, challenge)
+        if self._server is not None:
+            self._server.path_response_written(builder.packet_number)
 
     def _on_path_challenge_delivery(
         self, delivery: QuicDeliveryState, network_path: QuicNetworkPath

@@ -9,6 +9,7 @@ sees, and give no RTT sample.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,6 @@ _ESTIMATE = (
     "_rtt_smoothed",
     "_rtt_variance",
 )
-_QUICK_TIMEOUTS = 25
 
 
 @dataclass
@@ -43,8 +43,10 @@ class MigratingRecovery(QuicPacketRecovery):
     """aioquic's loss recovery, which can leave a path and return to it.
 
     Attributes:
-        quick_timeout: While set, and as long as the path in use has given no RTT sample, a probe
-            timeout takes at most this many seconds, for the first 25 in a row.
+        quick_timeout: While set, and as long as the path in use has given no RTT sample, the first
+            probe timeout takes at most this many seconds, the next twice as many, and so on.
+        awaited: What to do when a packet is acknowledged, by its number; also when it was given up
+            for lost before.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class MigratingRecovery(QuicPacketRecovery):
             **arguments,
         )
         self.quick_timeout: float | None = None
+        self.awaited: dict[int, Callable[[], None]] = {}
         self._algorithm = congestion_control_algorithm
         self._datagram_size = max_datagram_size
         self._has_changed_path = False
@@ -102,6 +105,13 @@ class MigratingRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         """Update metrics; a packet of another path gives no RTT sample (RFC 9000 9.4)."""
+        self._update_metrics(ack_rangeset, ack_delay, now, space)
+        for number in [n for n in self.awaited if any(n in acked for acked in ack_rangeset)]:
+            self.awaited.pop(number, lambda: None)()
+
+    def _update_metrics(
+        self, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
         largest = space.sent_packets.get(ack_rangeset.bounds().stop - 1)
         if self._has_changed_path and largest is not None and not largest.in_flight:
             estimate = {name: getattr(self, name) for name in _ESTIMATE[1:]}
@@ -119,16 +129,18 @@ class MigratingRecovery(QuicPacketRecovery):
 
     def get_loss_detection_time(self, *, amplification_limited: bool) -> float | None:
         """Return when the loss detection timer fires, or None."""
-        at = super().get_loss_detection_time(amplification_limited=amplification_limited)
+        at: float | None = super().get_loss_detection_time(
+            amplification_limited=amplification_limited
+        )
         if (
             at is None
             or self.quick_timeout is None
             or self._rtt_initialized
-            or self._pto_count >= _QUICK_TIMEOUTS
             or self._get_loss_space() is not None
         ):
             return at
-        return min(at, self._time_of_last_sent_ack_eliciting_packet + self.quick_timeout)
+        quick: float = self.quick_timeout * 2**self._pto_count
+        return min(at, self._time_of_last_sent_ack_eliciting_packet + quick)
 
     def _fresh_pacer(self) -> QuicPacketPacer:
         return QuicPacketPacer(max_datagram_size=self._datagram_size)

@@ -23,6 +23,7 @@ from quicferry.protocol.server import (
     Emit,
     Send,
     SendMigrated,
+    State,
     SwitchPath,
 )
 
@@ -31,6 +32,9 @@ from .qlog import log_frame_sent
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+# More challenges than a client can have under way before it notices that one was answered
+_AWAITED_RESPONSES = 64
 
 
 class ServerSide:
@@ -87,11 +91,17 @@ class ServerSide:
         if expired is not None and expired <= now:
             loss.reschedule_data(now=now)
         connection._close_at = now + connection._idle_timeout()
+        path = connection._network_paths[0]
+        if not path.is_validated:
+            # The client has moved too: a challenge from before the switch is answered to nowhere.
+            path.local_challenge_sent = False
+            path.validation_deadline = None
 
-    def path_response_delivered(self, delivery: QuicDeliveryState) -> None:
-        """Handle the fate of a PATH_RESPONSE."""
-        if delivery is QuicDeliveryState.ACKED:
-            self._run(self.machine.path_response_acknowledged())
+    def path_response_written(self, packet_number: int) -> None:
+        """Take note of a PATH_RESPONSE: one of those since the switch completes the migration."""
+        awaited = self._connection._loss.awaited
+        if self.machine.state is State.SWITCHED and len(awaited) < _AWAITED_RESPONSES:
+            awaited[packet_number] = lambda: self._run(self.machine.path_response_acknowledged())
 
     # Output
 
@@ -136,8 +146,13 @@ class ServerSide:
                 case SendMigrated():
                     self._must_be_heard = True
                 case SwitchPath():
-                    # Nothing is due to the client at the switch (RETIRE_CONNECTION_ID would be).
+                    # Every connection ID in use was used from the old address (RFC 9000 9.5).
                     connection.change_connection_id()
+                    for path in connection._network_paths[1:]:
+                        if path.peer_cid is not None:
+                            connection._retire_peer_cid(path.peer_cid)
+                            path.peer_cid = None
+                    # Nothing is due to the client at the switch (RETIRE_CONNECTION_ID would be).
                     self._retire_later += connection._retire_connection_ids
                     connection._retire_connection_ids.clear()
                     connection._loss.leave_path()
@@ -145,5 +160,6 @@ class ServerSide:
                         connection._loss.quick_timeout = self._options.probe_interval
                 case Complete():
                     connection._loss.quick_timeout = None
+                    connection._loss.awaited.clear()
                     connection._retire_connection_ids += self._retire_later
                     self._retire_later.clear()

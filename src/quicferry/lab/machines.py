@@ -1,0 +1,56 @@
+"""Prints the migration state machines as a page of the documentation, from the code itself."""
+
+from __future__ import annotations
+
+import enum
+
+from quicferry.protocol import client, server
+from quicferry.protocol.table import ActionT, InputT, StateT, Table, draw
+
+_HEAD = """# The migration state machines
+
+Made by `make docs` from the tables in `quicferry.protocol.client` and `quicferry.protocol.server`;
+the rules behind them stand at the head of these files. In the diagrams, what changes nothing is
+left out; an arrow reads *input / actions*. An empty cell of a table means: ignored.
+"""
+
+
+def _name(member: enum.Enum) -> str:
+    return member.name.lower().replace("_", " ")
+
+
+def _section(title: str, table: Table[StateT, InputT, ActionT], initial: StateT) -> str:
+    states = list(dict.fromkeys(state for state, _ in table))
+    inputs = list(dict.fromkeys(received for _, received in table))
+    states.sort(key=lambda state: int(state.value))
+    inputs.sort(key=lambda received: int(received.value))
+    lines = [f"## {title}", "", "```mermaid", draw(table, initial), "```", ""]
+    lines.append("| input | " + " | ".join(_name(state) for state in states) + " |")
+    lines.append("|---" * (len(states) + 1) + "|")
+    for received in inputs:
+        cells = []
+        for state in states:
+            step = table[state, received]
+            words = [_name(action) for action in step.actions]
+            if step.state is not state:
+                words.append(f"→ *{_name(step.state)}*")
+            cells.append(", ".join(words))
+        lines.append(f"| {_name(received)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page in Markdown."""
+    return "\n".join(
+        [
+            _HEAD,
+            _section("The client", client.TABLE, client.State.IDLE),
+            "",
+            _section("The server, for each connection", server.TABLE, server.State.IDLE),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(page(), end="")
