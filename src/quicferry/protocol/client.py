@@ -411,7 +411,7 @@ class ClientMachine:
         """
         if address == self._moved_to:
             self._step(Input.VALIDATED)
-        elif address == self.home and source == self.home and self._moved_to is None:
+        elif address == self.home and source == self.home:
             # Not only its address works: the server is there. It may have nothing else to say.
             self._step(Input.PACKET_FROM_HOME)
         elif self.may_probe(address):

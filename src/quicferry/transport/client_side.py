@@ -291,6 +291,8 @@ class ClientSide:
         path = self._path_to(address)
         assert path is not None, "the source of a packet was checked to be reachable"
         self._use(path, now)
+        # An answer from home only counts if it was asked after the server seemed to have moved.
+        self._home.local_challenges.clear()
         self._validate_path_in_use(now)
         if not path.is_validated:
             path.validation_deadline = now + _VALIDATION_TIMEOUT

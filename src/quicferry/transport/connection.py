@@ -56,7 +56,7 @@ from .client_side import ClientSide
 from .contract import FRAME_HANDLERS, check_contract
 from .parameters import find_suite, with_suite
 from .qlog import encode_frame, log_event
-from .recovery import MigratingRecovery
+from .recovery import MigratingRecovery, PathEstimate
 from .server_side import ServerSide
 
 check_contract()
@@ -168,9 +168,16 @@ class Connection(QuicConnection):
         return side.machine.state.name.lower() if side is not None else "idle"
 
     @property
-    def probe_timeout(self) -> float:
-        """Seconds until a lost packet at the end of a flight is noticed (RFC 9002 6.2.1)."""
-        return self._loss.get_probe_timeout()
+    def path_estimate(self) -> PathEstimate:
+        """What is known of the path in use."""
+        loss = self._loss
+        return PathEstimate(
+            congestion_window=loss.congestion_window,
+            bytes_in_flight=loss.bytes_in_flight,
+            smoothed_rtt=loss._rtt_smoothed if loss._rtt_initialized else None,
+            min_rtt=loss._rtt_min if loss._rtt_initialized else None,
+            probe_timeout=loss.get_probe_timeout(),
+        )
 
     @property
     def close_reason(self) -> quic_events.ConnectionTerminated | None:
@@ -192,11 +199,17 @@ class Connection(QuicConnection):
         """Return why `imminent_migration` would fail now, or None. Nothing changes."""
         if self._options is None:
             return MigrationErrorCode.MIGRATION_DISABLED
-        if self._server is None:
+        if self._server is None or not self._has_spare_connection_id:
             return MigrationErrorCode.HANDSHAKE_NOT_FINISHED
         return self._server.machine.obstacle(
             protocol, _migration_address(address), address_from_network(self.server_address)
         )
+
+    @property
+    def _has_spare_connection_id(self) -> bool:
+        # The client's first ones come right after its handshake; without one there is nothing to
+        # send with from a new address (RFC 9000 9.5).
+        return bool(self._peer_cid_available) or not self._peer_cid.cid
 
     def imminent_migration(
         self,

@@ -8,6 +8,7 @@ than to lose connections.
 from __future__ import annotations
 
 import aioquic
+from aioquic.h3.connection import H3Connection, H3Stream
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
@@ -56,6 +57,8 @@ def check_contract() -> None:
         ("QuicPacketPacer", QuicPacketPacer(max_datagram_size=1200), "packet_time"),
         ("QuicNetworkPath", QuicNetworkPath(("192.0.2.1", 4433)), _PATH),
         ("QuicPacketSpace", QuicPacketSpace(), _SPACE),
+        ("H3Connection", H3Connection, "_check_content_length _decode_headers"),
+        ("H3Stream", H3Stream(0), "expected_content_length stream_id"),
         ("QuicStreamSender", QuicStreamSender(stream_id=0, writable=True), _SENDER),
     ]
     missing = [

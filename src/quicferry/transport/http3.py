@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from aioquic.h3.connection import H3Connection, H3Stream, Headers
+from aioquic.h3.connection import H3Connection, H3Stream
+from aioquic.h3.events import Headers
 from aioquic.quic.connection import QuicConnection
 
 

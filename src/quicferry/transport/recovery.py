@@ -29,6 +29,26 @@ _ESTIMATE = (
 )
 
 
+@dataclass(frozen=True)
+class PathEstimate:
+    """What loss recovery knows of the path in use.
+
+    Attributes:
+        congestion_window: Bytes that may be in flight.
+        bytes_in_flight: Bytes that are.
+        smoothed_rtt: The round-trip time in seconds (RFC 9002 5.3); None before the first sample.
+        min_rtt: The least round-trip time in seconds; None before the first sample.
+        probe_timeout: Seconds until a lost packet at the end of a flight is noticed (RFC 9002
+            6.2.1), without back-off.
+    """
+
+    congestion_window: int
+    bytes_in_flight: int
+    smoothed_rtt: float | None
+    min_rtt: float | None
+    probe_timeout: float
+
+
 @dataclass
 class PathState:
     """What is put aside of a path that is left, and restored on the return to it."""

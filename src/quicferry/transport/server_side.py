@@ -94,8 +94,11 @@ class ServerSide:
         path = connection._network_paths[0]
         if not path.is_validated:
             # The client has moved too: a challenge from before the switch is answered to nowhere.
+            # The limit against amplification may forbid another one, and anything else; then the
+            # way back to the address before is all there is (RFC 9000 8.2.4).
             path.local_challenge_sent = False
-            path.validation_deadline = None
+            timeout = max(loss.get_probe_timeout(), 2 * connection.configuration.initial_rtt)
+            path.validation_deadline = now + 3 * timeout
 
     def path_response_written(self, packet_number: int) -> None:
         """Take note of a PATH_RESPONSE: one of those since the switch completes the migration."""

@@ -102,7 +102,7 @@ def relocate(
         host.freeze()
         host.resume(_DESTINATION)
         network.run_for(_SILENCE)
-        probe_timeout = endpoint.migrating.probe_timeout
+        probe_timeout = endpoint.migrating.path_estimate.probe_timeout
         if client.policy is Policy.PROACTIVE:
             endpoint.migrating.probe_server_address(now=network.now)
         return Timing(ready, before, request(), probe_timeout)

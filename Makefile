@@ -1,0 +1,63 @@
+# `make` alone lists what there is. Everything runs from .venv; no environment need be active.
+
+PYTHON ?= python3
+SEEDS ?= 10000
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+CODE := src tests conformance
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format conformance bench soak docs build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv with quicferry in it, editable, and the tools for its development
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'quicferry needs Python 3.11 or newer as $(PYTHON); name another one: make PYTHON=python3.13 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'this Python cannot make virtual environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(VENV_PYTHON) -m pip install --quiet --editable . --group dev
+	@touch $@
+
+demo: $(READY) ## move a live server while its clients work (DEMO_ARGS="--protocol mixed ...")
+	$(VENV)/bin/quicferry demo $(DEMO_ARGS)
+
+test: $(READY) ## run the tests (PYTEST_ARGS="-k ...")
+	$(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+
+check: $(READY) ## check format, style and types
+	$(VENV_PYTHON) -m ruff format --check $(CODE)
+	$(VENV_PYTHON) -m ruff check $(CODE)
+	$(VENV_PYTHON) -m mypy
+
+format: $(READY) ## format the code, and mend what can be mended
+	$(VENV_PYTHON) -m ruff check --fix $(CODE)
+	$(VENV_PYTHON) -m ruff format $(CODE)
+
+conformance: $(READY) ## run aioquic's own tests on quicferry's connection, migration off and on
+	$(VENV_PYTHON) conformance/run.py $(CONFORMANCE_ARGS)
+
+bench: $(READY) ## measure (BENCH_ARGS="...")
+	$(VENV_PYTHON) -m quicferry.lab.bench $(BENCH_ARGS)
+
+soak: $(READY) ## simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
+	$(VENV_PYTHON) -m quicferry.lab.soak --seeds $(SEEDS)
+
+docs: $(READY) ## draw the state machines from the code, into docs/state-machines.md
+	$(VENV_PYTHON) -m quicferry.lab.machines > $(READY).machines
+	mv $(READY).machines docs/state-machines.md
+
+build: $(READY) ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(VENV_PYTHON) -m build --quiet
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) build dist src/*.egg-info .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""What is delivered: the version, the type marker, the command, the dependencies."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points, packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import quicferry
+
+PACKAGE = Path(quicferry.__file__).parent
+PROJECT = Path(__file__).parent.parent
+
+
+def test_version_is_the_changelogs_newest() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert str(Version(quicferry.__version__)) == released[0] == quicferry.__version__
+    assert sorted(released, key=Version, reverse=True) == released
+
+
+def test_types_are_delivered() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_command_exists() -> None:
+    (script,) = entry_points(group="console_scripts", name="quicferry")
+    assert callable(script.load())
+
+
+def test_every_imported_library_is_a_declared_dependency() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {Requirement(text).name.lower() for text in project["dependencies"]}
+    imported: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    libraries = imported - sys.stdlib_module_names - {"quicferry"}
+    providers = packages_distributions()
+    assert {
+        name for name in libraries if declared.isdisjoint(map(str.lower, providers[name]))
+    } == set()
+
+
+def test_matplotlib_is_loaded_only_for_a_picture() -> None:
+    program = "import sys, quicferry, quicferry.cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
