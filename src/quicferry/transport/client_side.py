@@ -8,11 +8,13 @@ used with two addresses (RFC 9000 9.5).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aioquic.quic.connection import QuicNetworkPath
+from aioquic.quic.connection import QuicNetworkPath, stream_is_unidirectional
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
+from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 
 from quicferry.protocol import Address, ClientMachine, ClientMigration, MigrationFrame
@@ -74,13 +76,19 @@ class ClientSide:
         self._not_preferred: QuicNetworkPath | None = None
         self._challenges: list[QuicNetworkPath] = []
         self._silent_since = -1
+        self._heard_at: float | None = None
         self._challenge_path_in_use = False
         self._probes: dict[NetworkAddress, int] = {}
 
     @property
     def timer(self) -> float | None:
         """When `handle_timer` has to be called, or None."""
-        times = (self._probe_at, self._challenge_again_at, self._silent_at())
+        times = (
+            self._probe_at,
+            self._challenge_again_at,
+            self._silent_at(),
+            self._ask_home_at(),
+        )
         return min((at for at in times if at is not None), default=None)
 
     # Inputs
@@ -109,6 +117,10 @@ class ClientSide:
                 now,
             )
 
+    def heard(self, now: float) -> None:
+        """Take note that the server has sent something that wants an acknowledgement."""
+        self._heard_at = now
+
     def packet_received(self, source: NetworkAddress, now: float) -> None:
         """Handle a non-probing packet that is the highest-numbered one so far."""
         address = self._reachable(source)
@@ -130,6 +142,10 @@ class ClientSide:
         silent_at = self._silent_at()
         if silent_at is not None and now >= silent_at:
             self.timeout(now)
+        ask_home_at = self._ask_home_at()
+        if ask_home_at is not None and now >= ask_home_at:
+            self._heard_at = None
+            self._connection._probe_pending = True
 
     def validation_failed(self, now: float) -> None:
         """Handle that the path in use could not be validated in time."""
@@ -193,6 +209,27 @@ class ClientSide:
                 assert packet.sent_time is not None
                 return packet.sent_time + loss.get_probe_timeout()
         return None
+
+    def _ask_home_at(self) -> float | None:
+        """Return when to send a PING because the server has stopped in the middle of a stream.
+
+        A client that only listens has nothing in flight, and so no timeouts. Behind a NAT it would
+        wait for ever for a server that has moved and cannot reach it.
+        """
+        connection = self._connection
+        if (
+            self._heard_at is None
+            or not self.machine.heeds_timeouts
+            or connection._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight
+            or all(stream.receiver.is_finished for stream in self._two_way_streams())
+        ):
+            return None
+        return self._heard_at + connection._loss.get_probe_timeout()
+
+    def _two_way_streams(self) -> Iterator[QuicStream]:
+        for stream_id, stream in self._connection._streams.items():
+            if not stream_is_unidirectional(stream_id):
+                yield stream
 
     # Output
 

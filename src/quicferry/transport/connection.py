@@ -420,6 +420,8 @@ class Connection(QuicConnection):
         is_ack_eliciting, is_probing = super()._payload_received(
             context, plain, crypto_frame_required
         )
+        if is_ack_eliciting:
+            self._client.heard(context.time)
         if is_newest and not is_probing and self._state not in END_STATES:
             self._client.packet_received(context.network_path.addr, context.time)
         return is_ack_eliciting, is_probing

@@ -40,7 +40,7 @@ _PATH = """
     addr bytes_received bytes_sent is_validated local_challenge_sent local_challenges peer_cid
     remote_challenges validation_deadline
 """
-_SPACE = "ack_at largest_received_packet received_packets sent_packets"
+_SPACE = "ack_at ack_eliciting_in_flight largest_received_packet received_packets sent_packets"
 _SENDER = "_buffer_stop buffer_is_empty highest_offset is_finished next_offset"
 
 
