@@ -314,6 +314,7 @@ class ClientMachine:
         self._announced: Address | None = None
         self._moved_to: Address | None = None
         self._has_migrated = False
+        self._newest_packet = -1
         self._newest_state_packet = -1
         self._probes = 0
         self._probing_reported: set[Address] = set()
@@ -335,9 +336,7 @@ class ClientMachine:
         Anything else is dropped unread (RFC 9000 9).
         """
         symmetric = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
-        return (
-            bool(self._negotiated & symmetric) or source == self._announced or source in self._pool
-        )
+        return bool(self._negotiated & symmetric) or self.may_probe(source)
 
     def may_probe(self, address: Address) -> bool:
         """Return whether the server has named `address` as one where it may come up."""
@@ -361,6 +360,7 @@ class ClientMachine:
         """
         if not self._negotiated:
             raise _violation(f"{frame.type.name}, but server migration was not negotiated")
+        self._newest_packet = max(self._newest_packet, packet_number)
         if isinstance(frame, PoolMigrationAddressFrame):
             self._return_if_from_home(source, is_newest)
             self._pool_address(frame)
@@ -372,11 +372,12 @@ class ClientMachine:
             self._server_migration(frame.address)
         elif isinstance(frame, ServerMigratedFrame):
             self._server_migrated(source, is_newest)
-        self._newest_state_packet = packet_number
+        self._newest_state_packet = max(self._newest_state_packet, packet_number)
         return self._take_actions()
 
-    def packet_received(self, source: Address) -> list[Action]:
+    def packet_received(self, source: Address, packet_number: int) -> list[Action]:
         """Handle a non-probing packet that is the highest-numbered one so far."""
+        self._newest_packet = max(self._newest_packet, packet_number)
         self._packet(source)
         return self._take_actions()
 
@@ -402,13 +403,17 @@ class ClientMachine:
         """Whether a probe timeout would make the client look for its server."""
         return self.state is State.ANNOUNCED or (self.state is State.IDLE and bool(self._pool))
 
-    def path_answered(self, address: Address, source: Address | None) -> list[Action]:
+    def path_answered(
+        self, address: Address, source: Address | None, packet_number: int
+    ) -> list[Action]:
         """Handle a PATH_RESPONSE.
 
         Args:
             address: Where its PATH_CHALLENGE was sent.
             source: Where it came from.
+            packet_number: The number of its packet.
         """
+        self._newest_packet = max(self._newest_packet, packet_number)
         if address == self._moved_to:
             self._step(Input.VALIDATED)
         elif address == self.home and source == self.home:
@@ -558,6 +563,8 @@ class ClientMachine:
                 assert address is not None
                 self._stop_probing()
                 self._moved_to = address
+                # What led here is older than this: a late copy of it must not start again.
+                self._newest_state_packet = self._newest_packet
                 self._actions.append(Move(address))
                 if self.state in (State.VALIDATING_SYMMETRIC, State.VALIDATING_SYNCHRONIZED):
                     # Nobody announced this address, so home is asked too (RFC 9000 9.3.3).
@@ -601,6 +608,7 @@ class ClientMachine:
         self._moved_to = None
         self._announced = None
         self._has_migrated = True
+        self._newest_state_packet = self._newest_packet
         self._probing_reported.clear()
         self._actions.append(Commit())
         self._emit(events.MigrationCompleted(protocol, self.home))

@@ -11,6 +11,9 @@ connection prepares:
 - **Pool of Addresses** has told the client everything right after the handshake, and
   **Symmetric** has nothing to tell: both are ready at once.
 
+(Either way both sides need a connection ID for the new address, RFC 9000 9.5. They have one from
+the first round trip after the handshake on.)
+
 After the switch the symmetric protocols make themselves heard from the new address; the others
 wait for the client to come. The server is complete when its PATH_RESPONSE is acknowledged.
 
@@ -51,8 +54,9 @@ class Input(enum.Enum):
 
     # imminent migration, with something to tell the client or without
     IMMINENT_TO_ANNOUNCE = enum.auto()
-    IMMINENT_ANNOUNCED_BEFORE = enum.auto()
     IMMINENT_IN_SILENCE = enum.auto()
+    # the client knows what it has to know, and there are connection IDs for a new path
+    PREPARED = enum.auto()
     # SERVER_MIGRATION has arrived, or was lost
     ANNOUNCEMENT_ACKNOWLEDGED = enum.auto()
     ANNOUNCEMENT_LOST = enum.auto()
@@ -78,11 +82,7 @@ class Do(enum.Enum):
 
 
 _S, _I, _D = State, Input, Do
-_IMMINENT = (
-    _I.IMMINENT_TO_ANNOUNCE,
-    _I.IMMINENT_ANNOUNCED_BEFORE,
-    _I.IMMINENT_IN_SILENCE,
-)
+_IMMINENT = (_I.IMMINENT_TO_ANNOUNCE, _I.IMMINENT_IN_SILENCE)
 _SWITCHES = (_I.SWITCH_SYMMETRIC, _I.SWITCH_OTHER)
 
 TABLE: Table[State, Input, Do] = Table(
@@ -90,19 +90,15 @@ TABLE: Table[State, Input, Do] = Table(
     Input,
     [
         ((_S.IDLE,), (_I.IMMINENT_TO_ANNOUNCE,), _S.PREPARING, (_D.ANNOUNCE,)),
-        ((_S.IDLE,), (_I.IMMINENT_ANNOUNCED_BEFORE,), _S.READY, (_D.REPORT_READY,)),
-        ((_S.IDLE,), (_I.IMMINENT_IN_SILENCE,), _S.READY, (_D.REPORT_READY,)),
+        ((_S.IDLE,), (_I.IMMINENT_IN_SILENCE,), _S.PREPARING, ()),
         # After an abort: the announcement may still arrive, but is not sent again.
         ((_S.IDLE,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
         ((_S.IDLE,), (_I.ANNOUNCEMENT_LOST,), None, ()),
         ((_S.IDLE,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
         ((_S.IDLE,), (_I.RESPONSE_ACKNOWLEDGED, _I.ABORT), None, ()),
-        (
-            (_S.PREPARING,),
-            (_I.ANNOUNCEMENT_ACKNOWLEDGED,),
-            _S.READY,
-            (_D.REPORT_ANNOUNCED, _D.REPORT_READY),
-        ),
+        ((_S.PREPARING,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
+        ((_S.PREPARING,), (_I.PREPARED,), _S.READY, (_D.REPORT_READY,)),
+        ((_S.IDLE, _S.READY, _S.SWITCHED), (_I.PREPARED,), None, ()),
         ((_S.PREPARING,), (_I.ANNOUNCEMENT_LOST,), None, (_D.ANNOUNCE,)),
         ((_S.PREPARING,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
         ((_S.READY,), (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST), None, ()),
@@ -179,7 +175,9 @@ class ServerMachine:
         self._pool_unacknowledged: set[MigrationAddress] = set()
         self._announcement: ServerMigrationFrame | None = None
         self._announcement_acknowledged = False
+        self._has_connection_ids = False
         self._switched_to: Address | None = None
+        self._migrated_acknowledged = False
         self._actions: list[Action] = []
 
     # Inputs
@@ -210,7 +208,7 @@ class ServerMachine:
         error = MigrationErrorCode
         if self._options is None:
             return error.MIGRATION_DISABLED
-        if not self._negotiated & protocol:
+        if protocol not in tuple(MigrationProtocol) or not self._negotiated & protocol:
             return error.PROTOCOL_NOT_NEGOTIATED
         if self.state is not State.IDLE:
             return error.MIGRATION_ALREADY_IN_PROGRESS
@@ -242,13 +240,18 @@ class ServerMachine:
         if problem is not None:
             raise MigrationError(problem)
         self.protocol = protocol
-        if not protocol & _ANNOUNCED:
+        if not protocol & _ANNOUNCED or self._announcement_acknowledged:
             self._step(Input.IMMINENT_IN_SILENCE)
-        elif self._announcement is not None and self._announcement_acknowledged:
-            self._step(Input.IMMINENT_ANNOUNCED_BEFORE)
         else:
             self._announcement = _announcement(protocol, address)
             self._step(Input.IMMINENT_TO_ANNOUNCE)
+        self._check_prepared()
+        return self._take_actions()
+
+    def connection_ids_available(self, *, for_both: bool) -> list[Action]:
+        """Take note whether both sides have an unused connection ID for a new path."""
+        self._has_connection_ids = for_both
+        self._check_prepared()
         return self._take_actions()
 
     def abort(self) -> list[Action]:
@@ -279,10 +282,14 @@ class ServerMachine:
                 self._pool_unacknowledged.remove(frame.address)
                 self._emit(events.PoolAddressAcknowledged(frame.address))
         elif isinstance(frame, ServerMigratedFrame):
-            self._emit(events.ServerMigratedAcknowledged())
-        elif frame == self._announcement and not self._announcement_acknowledged:
+            if self.state is State.SWITCHED and not self._migrated_acknowledged:
+                self._migrated_acknowledged = True
+                self._emit(events.ServerMigratedAcknowledged())
+        elif frame is self._announcement and not self._announcement_acknowledged:
+            # The same, not an equal one: that may be of a former migration.
             self._announcement_acknowledged = True
             self._step(Input.ANNOUNCEMENT_ACKNOWLEDGED)
+            self._check_prepared()
         return self._take_actions()
 
     def frame_lost(self, frame: MigrationFrame) -> list[Action]:
@@ -293,7 +300,7 @@ class ServerMachine:
         if isinstance(frame, PoolMigrationAddressFrame):
             if frame.address in self._pool_unacknowledged:
                 self._actions.append(Send(frame))
-        elif frame == self._announcement and not self._announcement_acknowledged:
+        elif frame is self._announcement and not self._announcement_acknowledged:
             self._step(Input.ANNOUNCEMENT_LOST)
         return self._take_actions()
 
@@ -317,6 +324,12 @@ class ServerMachine:
             return False
         return refusal(target, current or target) is None
 
+    def _check_prepared(self) -> None:
+        if self._has_connection_ids and (
+            self._announcement is None or self._announcement_acknowledged
+        ):
+            self._step(Input.PREPARED)
+
     def _step(self, received: Input) -> None:
         step = TABLE[self.state, received]
         self.state = step.state
@@ -335,6 +348,7 @@ class ServerMachine:
                 assert self.protocol is not None
                 self._emit(events.MigrationReady(self.protocol))
             case Do.SWITCH:
+                self._migrated_acknowledged = False
                 self._actions.append(SwitchPath())
             case Do.SEND_MIGRATED:
                 self._actions.append(SendMigrated())

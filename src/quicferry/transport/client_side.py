@@ -1,13 +1,7 @@
-"""The client's machine at work on a connection: its actions as changes of network paths.
-
-Every address that the client looks at has a `QuicNetworkPath` in aioquic's list, the one in use
-first. A path that is not in use keeps the connection ID that was used on it, so that none is ever
-used with two addresses (RFC 9000 9.5).
-"""
+"""The client's machine at work on a connection: its inputs, its actions, and their timers."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -30,18 +24,15 @@ from quicferry.protocol.client import (
 )
 from quicferry.protocol.suite import MigrationProtocol
 
-from .addresses import NetworkAddress, address_from_network, network_address
+from .addresses import NetworkAddress, address_from_network
+from .client_paths import ClientPaths, address_of
 from .probe import ProbeBuilder, challenge_size
-from .recovery import PathState
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 # RFC 9000 8.2.4: three times the probe timeout of a path whose RTT is unknown (RFC 9002 6.2.2)
 _VALIDATION_TIMEOUT = 3.0
-# At one challenge every 40 ms, an answer is recognised for two and a half seconds.
-_REMEMBERED_CHALLENGES = 64
-_REMEMBERED_HOMES = 4
 # What is sent to an address before it answers: at first enough for a request, then single
 # datagrams, then just enough for a PING with a little data.
 _FIRST_PROBE_DATAGRAMS = 3
@@ -70,15 +61,11 @@ class ClientSide:
         self._probe_at: float | None = None
         self._challenge_again_at: float | None = None
         self._connection = connection
-        self._home: QuicNetworkPath = connection._network_paths[0]
-        self._home_state: PathState | None = None
-        self._former_homes: deque[QuicNetworkPath] = deque()
-        self._not_preferred: QuicNetworkPath | None = None
+        self._paths = ClientPaths(connection, self.machine.may_probe)
         self._challenges: list[QuicNetworkPath] = []
         self._silent_since = -1
         self._heard_at: float | None = None
         self._challenge_path_in_use = False
-        self._probes: dict[NetworkAddress, int] = {}
 
     @property
     def timer(self) -> float | None:
@@ -93,22 +80,32 @@ class ClientSide:
 
     # Inputs
 
-    def expects(self, source: NetworkAddress) -> bool:
-        """Return whether a datagram from an address without a path may be looked at."""
+    def expects(self, source: NetworkAddress, connection_id: bytes) -> bool:
+        """Return whether a datagram from an address without a path may be looked at.
+
+        Args:
+            source: The address.
+            connection_id: The destination connection ID, if it is a 1-RTT packet.
+        """
         address = address_from_network(source)
-        return address is not None and self.machine.expects(address)
+        return (
+            address is not None
+            and not self._paths.is_copied(source, connection_id)
+            and self.machine.expects(address)
+        )
 
     def frame_received(
         self,
         frame: MigrationFrame,
         *,
         source: NetworkAddress,
+        connection_id: bytes,
         packet_number: int,
         is_newest: bool,
         now: float,
     ) -> None:
         """Handle a migration frame."""
-        address = self._reachable(source)
+        address = self._reachable(source, connection_id)
         if address is not None:
             self._run(
                 self.machine.frame_received(
@@ -121,11 +118,15 @@ class ClientSide:
         """Take note that the server has sent something that wants an acknowledgement."""
         self._heard_at = now
 
-    def packet_received(self, source: NetworkAddress, now: float) -> None:
+    def packet_received(
+        self, source: NetworkAddress, connection_id: bytes, packet_number: int, now: float
+    ) -> None:
         """Handle a non-probing packet that is the highest-numbered one so far."""
-        address = self._reachable(source)
+        address = self._reachable(source, connection_id)
         if address is not None:
-            self._run(self.machine.packet_received(address), now)
+            self._run(self.machine.packet_received(address, packet_number), now)
+            if source == self._paths.home.addr == self._paths.in_use.addr:
+                self._paths.retire_spent()
 
     def timeout(self, now: float) -> None:
         """Handle a probe timeout, or the application's wish to look for the server."""
@@ -151,46 +152,38 @@ class ClientSide:
         """Handle that the path in use could not be validated in time."""
         self._run(self.machine.validation_failed(), now)
 
-    def path_answered(self, data: bytes, source: NetworkAddress, now: float) -> bool:
+    def path_answered(
+        self, data: bytes, source: NetworkAddress, packet_number: int, now: float
+    ) -> bool:
         """Handle a PATH_RESPONSE; return False where it is none of ours."""
-        connection = self._connection
-        for path in connection._network_paths:
-            if data in path.local_challenges:
-                if path is not self._home and path.addr not in self._probes:
-                    return False
-                path.is_validated = True
-                path.validation_deadline = None
-                path.local_challenges.clear()
-                if path is connection._network_paths[0]:
-                    self._stop_validating()
-                self._run(
-                    self.machine.path_answered(_address(path), address_from_network(source)), now
-                )
-                return True
-        return False
+        path = self._paths.challenged_by(data)
+        if path is None:
+            return False
+        path.is_validated = True
+        path.validation_deadline = None
+        path.local_challenges.clear()
+        if path is self._paths.in_use:
+            self._stop_validating()
+        if self._paths.is_reachable(path.addr):
+            self._run(
+                self.machine.path_answered(
+                    address_of(path), address_from_network(source), packet_number
+                ),
+                now,
+            )
+        return True
 
     def follow_preferred_address(self) -> None:
         """Take note where aioquic itself has moved to the server's preferred address."""
-        path = self._connection._network_paths[0]
-        if path is not self._home and path.addr not in self._probes:
-            self._not_preferred = self._home
-            self._leave_home(path)
-            self.machine.home = _address(path)
+        self.machine.home = self._paths.follow_preferred_address() or self.machine.home
 
     def change_connection_ids(self) -> None:
-        """Replace the connection IDs kept for other paths: the client's own address has changed."""
-        connection = self._connection
-        for path in connection._network_paths[1:]:
-            if path.peer_cid is None or self._is_foreign(path) or not path.peer_cid.cid:
-                continue
-            available = connection._peer_cid_available
-            if available or path is not self._home:
-                connection._retire_peer_cid(path.peer_cid)
-                path.peer_cid = available.pop(0) if available else None
+        """Replace the connection IDs of paths not in use: the client's own address has changed."""
+        self._paths.change_connection_ids()
 
     def challenge_lost(self, path: QuicNetworkPath) -> bool:
         """Handle a lost PATH_CHALLENGE on the path in use; return False where that is not ours."""
-        if path is self._connection._network_paths[0] and path is not self._home:
+        if path is self._paths.in_use and path is not self._paths.home:
             self._challenge_path_in_use = not self._is_looking
             return True
         return False
@@ -236,9 +229,9 @@ class ClientSide:
     def write_frames(self, builder: QuicPacketBuilder) -> None:
         """Write what belongs into the next packet on the path in use."""
         if self._challenge_path_in_use:
-            connection = self._connection
-            path = connection._network_paths[0]
-            connection._write_path_challenge_frame(builder=builder, network_path=path)
+            self._connection._write_path_challenge_frame(
+                builder=builder, network_path=self._paths.in_use
+            )
             self._challenge_path_in_use = False
 
     def challenges_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
@@ -253,7 +246,7 @@ class ClientSide:
         paths, self._challenges = self._challenges, []
         datagrams: list[tuple[bytes, NetworkAddress]] = []
         for path in paths:
-            if path is connection._network_paths[0] or path.peer_cid is None:
+            if path is self._paths.in_use or path.peer_cid is None:
                 continue
             builder = ProbeBuilder(
                 host_cid=connection.host_cid,
@@ -280,8 +273,7 @@ class ClientSide:
     @property
     def _is_looking(self) -> bool:
         """Whether the path in use is only a guess."""
-        path = self._connection._network_paths[0]
-        return _address(path) != self.machine.server_address
+        return address_of(self._paths.in_use) != self.machine.server_address
 
     def _run(self, actions: list[Action], now: float) -> None:
         for action in actions:
@@ -294,7 +286,7 @@ class ClientSide:
                     self._probe_at = None
                     self._challenges.clear()
                 case Challenge(addresses):
-                    paths = [self._path_to(address) for address in addresses]
+                    paths = [self._paths.to(address) for address in addresses]
                     self._challenges += [path for path in paths if path is not None]
                 case Redirect(address):
                     self._redirect(address, now)
@@ -303,20 +295,20 @@ class ClientSide:
                 case ReturnHome():
                     self._return_home(now)
                 case Commit():
-                    self._commit()
+                    self._paths.settle(now)
 
     def _redirect(self, address: Address, now: float) -> None:
-        path = self._path_to(address)
+        path = self._paths.to(address)
         if path is None:
             return
-        self._use(path, now)
-        if path is not self._home:
+        self._paths.use(path, now)
+        if path is not self._paths.home:
             self._allow_probe(path)
         self._connection._loss.reschedule_data(now=now)
 
     def _allow_probe(self, path: QuicNetworkPath) -> None:
         # The limit is three times what was received (RFC 9000 8): grant it by the other end.
-        probes = self._probes[path.addr] = self._probes[path.addr] + 1
+        probes = self._paths.probes[path.addr] = self._paths.probes[path.addr] + 1
         datagram_size = self._connection._max_datagram_size
         if probes == 1:
             size = _FIRST_PROBE_DATAGRAMS * datagram_size
@@ -325,12 +317,14 @@ class ClientSide:
         path.bytes_received = max(path.bytes_received, -(-(path.bytes_sent + size) // 3))
 
     def _move(self, address: Address, now: float) -> None:
-        path = self._path_to(address)
+        path = self._paths.to(address)
         assert path is not None, "the source of a packet was checked to be reachable"
-        self._use(path, now)
+        self._paths.use(path, now)
         # An answer from home only counts if it was asked after the server seemed to have moved.
-        self._home.local_challenges.clear()
+        self._paths.home.local_challenges.clear()
         self._validate_path_in_use(now)
+        if self._connection._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight:
+            self._connection._loss.reschedule_data(now=now)
         if not path.is_validated:
             path.validation_deadline = now + _VALIDATION_TIMEOUT
 
@@ -345,133 +339,11 @@ class ClientSide:
 
     def _return_home(self, now: float) -> None:
         self._stop_validating()
-        self._use(self._home, now)
-        for path in self._candidates():
-            path.is_validated = False
-            path.validation_deadline = None
-            if not self.machine.may_probe(_address(path)):
-                self._forget(path)
+        self._paths.return_home(now)
 
-    def _commit(self) -> None:
-        former = self._home
-        self._leave_home(self._connection._network_paths[0])
-        self._home.is_validated = True
-        for path in self._candidates():
-            if not self.machine.may_probe(_address(path)):
-                self._forget(path)
-        self._probes = dict.fromkeys(self._probes, 0)
-        self._retire_connection_id(former)
-
-    def _leave_home(self, path: QuicNetworkPath) -> None:
-        former, self._home = self._home, path
-        self._home_state = None
-        self._probes.pop(path.addr, None)
-        # Late packets still come from there, but it starts afresh should the server return.
-        former.is_validated = False
-        former.bytes_received = former.bytes_sent = 0
-        former.local_challenge_sent = True
-        self._former_homes.append(former)
-        if len(self._former_homes) > _REMEMBERED_HOMES:
-            self._forget(self._former_homes[0])
-
-    # Paths
-
-    def _candidates(self) -> list[QuicNetworkPath]:
-        return [
-            path
-            for path in self._connection._network_paths
-            if path is not self._home and path.addr in self._probes
-        ]
-
-    def _find(self, source: NetworkAddress) -> QuicNetworkPath | None:
-        return next((p for p in self._connection._network_paths if p.addr == source), None)
-
-    def _is_foreign(self, path: QuicNetworkPath) -> bool:
-        """Return whether a path is aioquic's business.
-
-        That is one to the server's preferred address, while it is validated, and the one from its
-        original address, from which packets may still come (RFC 9000 9.6).
-        """
-        if path is self._home or path.addr in self._probes:
-            return False
-        return path.peer_cid is not None or path is self._not_preferred
-
-    def _reachable(self, source: NetworkAddress) -> Address | None:
-        """Return the address if something could be sent there with a connection ID of its own."""
-        connection = self._connection
-        path = self._find(source)
-        in_use = connection._network_paths[0]
-        if path is not None and self._is_foreign(path):
+    def _reachable(self, source: NetworkAddress, connection_id: bytes) -> Address | None:
+        """Return where a packet comes from, if the connection could move there."""
+        self._paths.connection_id_seen(source, connection_id)
+        if self._paths.is_copied(source, connection_id) or not self._paths.is_reachable(source):
             return None
-        if (
-            (path is not None and (path is in_use or path.peer_cid is not None))
-            or connection._peer_cid_available
-            or not connection._peer_cid.cid
-        ):
-            return address_from_network(source)
-        return None
-
-    def _path_to(self, address: Address) -> QuicNetworkPath | None:
-        """Return the path to an address, with a connection ID; None where none is left."""
-        connection = self._connection
-        in_use = connection._network_paths[0]
-        target = network_address(address, in_use.addr)
-        path = self._find(target)
-        if path is None:
-            path = QuicNetworkPath(target)
-        if path is not in_use and path.peer_cid is None:
-            if not connection._peer_cid.cid:
-                path.peer_cid = connection._peer_cid
-            elif connection._peer_cid_available:
-                path.peer_cid = connection._peer_cid_available.pop(0)
-            else:
-                return None
-        if path is not self._home and target not in self._probes:
-            self._probes[target] = 0
-            # Ours to challenge, when and as we like
-            path.local_challenge_sent = True
-            path.local_challenges = deque(maxlen=_REMEMBERED_CHALLENGES)
-        if path not in connection._network_paths:
-            connection._network_paths.append(path)
-        if path in self._former_homes:
-            self._former_homes.remove(path)
-        return path
-
-    def _use(self, path: QuicNetworkPath, now: float) -> None:
-        connection = self._connection
-        paths = connection._network_paths
-        left = paths[0]
-        if path is left:
-            return
-        assert path.peer_cid is not None
-        left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
-        path.peer_cid = None
-        connection._spin_bit = False  # RFC 9000 17.4
-        paths.remove(path)
-        paths.insert(0, path)
-        if path is self._home:
-            assert self._home_state is not None
-            connection._loss.return_to_path(self._home_state, now=now)
-            self._home_state = None
-        else:
-            state = connection._loss.leave_path()
-            if left is self._home:
-                self._home_state = state
-
-    def _forget(self, path: QuicNetworkPath) -> None:
-        self._retire_connection_id(path)
-        self._connection._network_paths.remove(path)
-        self._probes.pop(path.addr, None)
-        if path in self._former_homes:
-            self._former_homes.remove(path)
-
-    def _retire_connection_id(self, path: QuicNetworkPath) -> None:
-        if path.peer_cid is not None and path.peer_cid.cid:
-            self._connection._retire_peer_cid(path.peer_cid)
-        path.peer_cid = None
-
-
-def _address(path: QuicNetworkPath) -> Address:
-    address = address_from_network(path.addr)
-    assert address is not None, "paths are only made of addresses that could be read"
-    return address
+        return address_from_network(source)

@@ -19,6 +19,7 @@ from aioquic.quic.connection import (
     EPOCHS,
     QuicConnection,
     QuicConnectionError,
+    QuicConnectionId,
     QuicNetworkPath,
     QuicReceiveContext,
     QuicTokenHandler,
@@ -136,6 +137,8 @@ class Connection(QuicConnection):
         self._server: ServerSide | None = None
         self._migration_events: deque[MigrationEvent] = deque()
         self._client_address: NetworkAddress = None
+        self._client_cid = b""
+        self._client_cid_is_new = False
         self._received = _NumberedWindow()
         self._received_is_newest = False
         self._consumed: WeakKeyDictionary[QuicStream, int] = WeakKeyDictionary()
@@ -196,20 +199,19 @@ class Connection(QuicConnection):
     def migration_obstacle(
         self, protocol: MigrationProtocol, address: Address | MigrationAddress | None = None
     ) -> MigrationErrorCode | None:
-        """Return why `imminent_migration` would fail now, or None. Nothing changes."""
+        """Return why `imminent_migration` would fail now, or None. Nothing changes.
+
+        Raises:
+            RuntimeError: On a client.
+        """
+        self._assert_server()
         if self._options is None:
             return MigrationErrorCode.MIGRATION_DISABLED
-        if self._server is None or not self._has_spare_connection_id:
+        if self._server is None:
             return MigrationErrorCode.HANDSHAKE_NOT_FINISHED
         return self._server.machine.obstacle(
             protocol, _migration_address(address), address_from_network(self.server_address)
         )
-
-    @property
-    def _has_spare_connection_id(self) -> bool:
-        # The client's first ones come right after its handshake; without one there is nothing to
-        # send with from a new address (RFC 9000 9.5).
-        return bool(self._peer_cid_available) or not self._peer_cid.cid
 
     def imminent_migration(
         self,
@@ -228,6 +230,7 @@ class Connection(QuicConnection):
         Raises:
             MigrationError: If the connection cannot migrate. It is closed then; ask
                 `migration_obstacle` first to avoid that.
+            RuntimeError: On a client.
         """
         problem = self.migration_obstacle(protocol, address)
         if problem is not None:
@@ -240,7 +243,9 @@ class Connection(QuicConnection):
 
         Raises:
             MigrationError: MIGRATION_ALREADY_IN_PROGRESS after the network switch.
+            RuntimeError: On a client.
         """
+        self._assert_server()
         if self._server is not None:
             self._server.abort()
 
@@ -253,7 +258,9 @@ class Connection(QuicConnection):
 
         Raises:
             MigrationError: If the connection is not ready. It is closed then.
+            RuntimeError: On a client.
         """
+        self._assert_server()
         if self._server is None:
             raise self._migration_failed(
                 MigrationErrorCode.MIGRATION_DISABLED
@@ -264,6 +271,10 @@ class Connection(QuicConnection):
             self._server.network_switch(address, now)
         except MigrationError as exc:
             raise self._migration_failed(exc.code) from None
+
+    def _assert_server(self) -> None:
+        if self._is_client:
+            raise RuntimeError("only the connections of a server can be asked to migrate")
 
     def probe_server_address(self, *, now: float) -> None:
         """Look for the server now, at the announced address or in its pool (proactive clients).
@@ -384,6 +395,8 @@ class Connection(QuicConnection):
         else:
             super().receive_datagram(data, addr, now)
             self._detect_client_migration()
+            if self._server is not None:
+                self._server.check_connection_ids()
 
     def _receive_as_client(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if self._client is None and self.negotiated is not None:
@@ -392,7 +405,7 @@ class Connection(QuicConnection):
         if client is None or any(path.addr == addr for path in self._network_paths):
             super().receive_datagram(data, addr, now)
             return
-        if not client.expects(addr):
+        if not client.expects(addr, data[1 : 1 + len(self.host_cid)]):
             super().receive_datagram(data, addr, now)  # which drops it, and logs that
             return
         # An address never used: it becomes a path if the machine moves there, which it does only
@@ -423,7 +436,12 @@ class Connection(QuicConnection):
         if is_ack_eliciting:
             self._client.heard(context.time)
         if is_newest and not is_probing and self._state not in END_STATES:
-            self._client.packet_received(context.network_path.addr, context.time)
+            self._client.packet_received(
+                context.network_path.addr,
+                context.host_cid,
+                self._received.current,
+                context.time,
+            )
         return is_ack_eliciting, is_probing
 
     def _handle_migration_frame(
@@ -448,6 +466,7 @@ class Connection(QuicConnection):
             self._client.frame_received(
                 frame,
                 source=context.network_path.addr,
+                connection_id=context.host_cid,
                 packet_number=self._received.current,
                 is_newest=self._received_is_newest,
                 now=context.time,
@@ -463,7 +482,9 @@ class Connection(QuicConnection):
             return
         start = buf.tell()
         data = buf.pull_bytes(8)
-        if self._client.path_answered(data, context.network_path.addr, context.time):
+        if self._client.path_answered(
+            data, context.network_path.addr, self._received.current, context.time
+        ):
             # The server is complete when this is acknowledged.
             self._spaces[_ONE_RTT].ack_at = context.time
             if context.quic_logger_frames is not None and self._quic_logger is not None:
@@ -476,9 +497,12 @@ class Connection(QuicConnection):
             self._client.follow_preferred_address()
 
     def _detect_client_migration(self) -> None:
+        cid = self._peer_cid.cid
         if self._server is not None and self._network_paths[0].addr != self._client_address:
             self._client_address = self._network_paths[0].addr
+            self._client_cid_is_new = cid != self._client_cid
             self.emit(ClientMigrationDetected(address_from_network(self._client_address)))
+        self._client_cid = cid
 
     # Hooks: timers
 
@@ -507,6 +531,9 @@ class Connection(QuicConnection):
     def _abandon_path_validation(self) -> None:
         if self._client is None:
             super()._abandon_path_validation()
+            if self._client_cid_is_new and self._state not in END_STATES:
+                # Back at the client's former address, but not with what was used at the other one
+                super().change_connection_id()
         else:
             deadline = self._network_paths[0].validation_deadline
             assert deadline is not None, "this is called when the deadline has passed"
@@ -543,6 +570,13 @@ class Connection(QuicConnection):
         lost = delivery is not QuicDeliveryState.ACKED
         if not (lost and self._client is not None and self._client.challenge_lost(network_path)):
             super()._on_path_challenge_delivery(delivery, network_path)
+
+    def _on_new_connection_id_delivery(
+        self, delivery: QuicDeliveryState, connection_id: QuicConnectionId
+    ) -> None:
+        super()._on_new_connection_id_delivery(delivery, connection_id)
+        if self._server is not None and delivery is QuicDeliveryState.ACKED:
+            self._server.connection_id_delivered(connection_id.sequence_number)
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream

@@ -103,6 +103,14 @@ class MigratingRecovery(QuicPacketRecovery):
         self._rtt_variance = 0.0
         return state
 
+    def give_up(self, state: PathState, *, now: float) -> None:
+        """Send again what is still in flight on a path that was left for good."""
+        for space, packet in state.flight:
+            if space.sent_packets.get(packet.packet_number) is packet:
+                self._on_packets_lost(
+                    congestion_event=False, now=now, packets=[packet], space=space
+                )
+
     def return_to_path(self, state: PathState, *, now: float) -> None:
         """Go on with the state of a path that was left.
 
@@ -115,6 +123,7 @@ class MigratingRecovery(QuicPacketRecovery):
         self._pacer = state.pacer
         for name, value in state.estimate.items():
             setattr(self, name, value)
+        self._pto_count = 0  # somebody is there
         self._cc.bytes_in_flight = 0
         for space, packet in state.flight:
             if space.sent_packets.get(packet.packet_number) is packet:

@@ -60,6 +60,7 @@ class ServerSide:
         self._to_send: deque[MigrationFrame] = deque()
         self._must_be_heard = False
         self._retire_later: list[int] = []
+        self._delivered: set[int] = set()
 
     # Inputs
 
@@ -71,6 +72,22 @@ class ServerSide:
         """Prepare for a migration; raises MigrationError if it is not possible."""
         current = address_from_network(self._connection.server_address)
         self._run(self.machine.imminent(protocol, address, current))
+        self.check_connection_ids()
+
+    def connection_id_delivered(self, sequence_number: int) -> None:
+        """Take note that the client has one of the connection IDs that it was sent."""
+        self._delivered.add(sequence_number)
+
+    def check_connection_ids(self) -> None:
+        """Get ready, where what was missing is a connection ID for the new path."""
+        if self.machine.state is State.PREPARING:
+            connection = self._connection
+            theirs = bool(connection._peer_cid_available) or not connection._peer_cid.cid
+            ours = not connection.host_cid or any(
+                cid.sequence_number in self._delivered and cid.cid != connection.host_cid
+                for cid in connection._host_cids
+            )
+            self._run(self.machine.connection_ids_available(for_both=theirs and ours))
 
     def abort(self) -> None:
         """Give up a migration that has not been switched; raises MigrationError after it."""
@@ -151,7 +168,8 @@ class ServerSide:
                 case SwitchPath():
                     # Every connection ID in use was used from the old address (RFC 9000 9.5).
                     connection.change_connection_id()
-                    for path in connection._network_paths[1:]:
+                    for path in connection._network_paths:
+                        path.remote_challenges.clear()  # answered only where they came (8.2.2)
                         if path.peer_cid is not None:
                             connection._retire_peer_cid(path.peer_cid)
                             path.peer_cid = None

@@ -1,0 +1,276 @@
+"""A client's network paths: one to each address where its server is, was or may be.
+
+Each is a `QuicNetworkPath` in aioquic's list, the one in use first:
+
+- *home*, where the server is as far as is proven;
+- *candidates*, where it may be: announced, in a pool, or the source of a packet;
+- former homes, from which late packets still come.
+
+A path that is not in use keeps the connection ID that was used on it, so that none is ever used
+with two addresses (RFC 9000 9.5). Congestion and RTT state of home are put aside while another path
+is in use, and restored on the return.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath
+
+from quicferry.protocol import Address
+
+from .addresses import NetworkAddress, address_from_network, network_address
+from .recovery import PathState
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+# At one challenge every 40 ms, an answer is recognised for two and a half seconds.
+_REMEMBERED_CHALLENGES = 64
+_REMEMBERED_HOMES = 4
+
+
+class ClientPaths:
+    """The paths of one client connection.
+
+    Args:
+        connection: The connection.
+        may_probe: Tells whether the server has named an address as one where it may be.
+
+    Attributes:
+        home: The path to where the server is as far as is proven.
+        probes: The candidates' addresses, each with the number of probes that it was sent.
+    """
+
+    def __init__(self, connection: Connection, may_probe: Callable[[Address], bool]) -> None:
+        self.home: QuicNetworkPath = connection._network_paths[0]
+        self.home.local_challenges = deque(maxlen=_REMEMBERED_CHALLENGES)
+        self.probes: dict[NetworkAddress, int] = {}
+        self._connection = connection
+        self._may_probe = may_probe
+        self._home_state: PathState | None = None
+        self._former_homes: deque[QuicNetworkPath] = deque()
+        self._not_preferred: QuicNetworkPath | None = None
+        self._spent: deque[QuicConnectionId] = deque()
+        self._used_by_home: set[bytes] = {connection.host_cid}
+        self._used_by_other: set[bytes] = set()
+
+    @property
+    def in_use(self) -> QuicNetworkPath:
+        """The path that everything is sent on."""
+        return self._connection._network_paths[0]
+
+    def challenged_by(self, data: bytes) -> QuicNetworkPath | None:
+        """Return home or the candidate that was challenged with `data`, if any."""
+        for path in self._connection._network_paths:
+            if data in path.local_challenges:
+                return path if path is self.home or path.addr in self.probes else None
+        return None
+
+    def connection_id_seen(self, source: NetworkAddress, connection_id: bytes) -> None:
+        """Take note which of the client's connection IDs the server uses from home."""
+        if source == self.home.addr:
+            self._used_by_home.add(connection_id)
+        elif source == self.in_use.addr:
+            self._used_by_other.add(connection_id)
+
+    def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
+        """Return whether a packet was sent from home, and copied from another address.
+
+        A server that has moved uses a connection ID that it did not use at home (RFC 9000 9.5).
+        """
+        return (
+            bool(connection_id)
+            and source != self.home.addr
+            and (connection_id in self._used_by_home)
+        )
+
+    def is_reachable(self, source: NetworkAddress) -> bool:
+        """Return whether something could be sent there, with a connection ID of its own."""
+        path = self._find(source)
+        if path is not None and self._is_foreign(path):
+            return False
+        return bool(
+            (path is not None and (path is self.in_use or path.peer_cid is not None))
+            or self._connection._peer_cid_available
+            or not self._connection._peer_cid.cid
+            or self._spent
+            or self._expendable()
+        )
+
+    def to(self, address: Address) -> QuicNetworkPath | None:
+        """Return the path to an address, a new one if need be; None if no connection ID is left."""
+        connection = self._connection
+        target = network_address(address, self.in_use.addr)
+        path = self._find(target) or QuicNetworkPath(target)
+        if path is not self.in_use and path.peer_cid is None:
+            path.peer_cid = self._take_connection_id()
+            if path.peer_cid is None:
+                return None
+        if path is not self.home and target not in self.probes:
+            self.probes[target] = 0
+            # Ours to challenge, when and as we like
+            path.local_challenge_sent = True
+            path.local_challenges = deque(maxlen=_REMEMBERED_CHALLENGES)
+        if path not in connection._network_paths:
+            connection._network_paths.append(path)
+        if path in self._former_homes:
+            self._former_homes.remove(path)
+        return path
+
+    def use(self, path: QuicNetworkPath, now: float) -> None:
+        """Send everything on a path from now on."""
+        connection = self._connection
+        left = self.in_use
+        if path is left:
+            return
+        if path.peer_cid is None:
+            # The server has retired it (RFC 9000 19.15). Where it has left us no other, it has
+            # itself to blame that the one in use is seen at two addresses.
+            path.peer_cid = self._take_connection_id() or connection._peer_cid
+        left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
+        path.peer_cid = None
+        connection._spin_bit = False  # RFC 9000 17.4
+        connection._network_paths.remove(path)
+        connection._network_paths.insert(0, path)
+        self._used_by_other.clear()
+        if path is self.home:
+            assert self._home_state is not None, "home was left"
+            connection._loss.return_to_path(self._home_state, now=now)
+            self._home_state = None
+        else:
+            state = connection._loss.leave_path()
+            if left is self.home:
+                self._home_state = state
+
+    def return_home(self, now: float) -> None:
+        """Use home again; candidates that were only seen are forgotten."""
+        self.use(self.home, now)
+        for path in self._candidates():
+            path.is_validated = False
+            path.validation_deadline = None
+        self._forget_unnamed()
+
+    def settle(self, now: float) -> None:
+        """Make the path in use home, for good."""
+        if self._home_state is not None:
+            # What was under way to the old address is not answered any more.
+            self._connection._loss.give_up(self._home_state, now=now)
+        former = self.home
+        self._make_home(self.in_use)
+        self.home.is_validated = True
+        self._forget_unnamed()
+        self.probes = dict.fromkeys(self.probes, 0)
+        self._spend(former)
+        self.retire_spent()
+
+    def follow_preferred_address(self) -> Address | None:
+        """Take note where aioquic itself has moved to the server's preferred address."""
+        path = self.in_use
+        if path is self.home or path.addr in self.probes:
+            return None
+        self._not_preferred = self.home
+        self._make_home(path)
+        return address_of(path)
+
+    def change_connection_ids(self) -> None:
+        """Replace the connection IDs of paths not in use: the client's own address has changed."""
+        connection = self._connection
+        for path in connection._network_paths[1:]:
+            if path.peer_cid is None or self._is_foreign(path) or not path.peer_cid.cid:
+                continue
+            available = connection._peer_cid_available
+            if available or path is not self.home:
+                connection._retire_peer_cid(path.peer_cid)
+                path.peer_cid = available.pop(0) if available else None
+
+    def retire_spent(self) -> None:
+        """Retire the connection IDs of paths that are forgotten; the server will send new ones."""
+        while self._spent:
+            cid = self._spent.popleft()
+            if cid is not self._connection._peer_cid:
+                self._connection._retire_peer_cid(cid)
+
+    def _candidates(self) -> list[QuicNetworkPath]:
+        return [
+            path
+            for path in self._connection._network_paths
+            if path is not self.home and path.addr in self.probes
+        ]
+
+    def _expendable(self) -> list[QuicNetworkPath]:
+        """Return candidates that the server has not named, and that are not in use."""
+        return [
+            path
+            for path in self._candidates()
+            if path is not self.in_use and not self._may_probe(address_of(path))
+        ]
+
+    def _find(self, source: NetworkAddress) -> QuicNetworkPath | None:
+        return next((p for p in self._connection._network_paths if p.addr == source), None)
+
+    def _is_foreign(self, path: QuicNetworkPath) -> bool:
+        """Return whether a path is aioquic's business.
+
+        That is one to the server's preferred address, while it is validated, and the one from its
+        original address, from which packets may still come (RFC 9000 9.6).
+        """
+        if path is self.home or path.addr in self.probes:
+            return False
+        return path.peer_cid is not None or path is self._not_preferred
+
+    def _make_home(self, path: QuicNetworkPath) -> None:
+        former, self.home = self.home, path
+        self._home_state = None
+        self._used_by_home, self._used_by_other = self._used_by_other, set()
+        self.probes.pop(path.addr, None)
+        # Late packets still come from there, but it starts afresh should the server return.
+        former.is_validated = False
+        former.bytes_received = former.bytes_sent = 0
+        former.local_challenge_sent = True
+        self._former_homes.append(former)
+        if len(self._former_homes) > _REMEMBERED_HOMES:
+            self._forget(self._former_homes[0])
+
+    def _forget_unnamed(self) -> None:
+        for path in self._expendable():
+            self._forget(path)
+
+    def _forget(self, path: QuicNetworkPath) -> None:
+        self._spend(path)
+        self._connection._network_paths.remove(path)
+        self.probes.pop(path.addr, None)
+        if path in self._former_homes:
+            self._former_homes.remove(path)
+
+    def _spend(self, path: QuicNetworkPath) -> None:
+        if path.peer_cid is not None and path.peer_cid.cid:
+            self._spent.append(path.peer_cid)
+        path.peer_cid = None
+
+    def _take_connection_id(self) -> QuicConnectionId | None:
+        """Return a connection ID for one more address, or None.
+
+        One that was used with an address that nobody had announced, and where nobody answered, is
+        taken before the connection is lost for lack of another: an attacker who copies packets
+        (RFC 9000 9.3.2) could use them all up at the moment when the server moves, and nothing
+        that is retired then comes back.
+        """
+        connection = self._connection
+        if not connection._peer_cid.cid:
+            return connection._peer_cid
+        if connection._peer_cid_available:
+            return connection._peer_cid_available.pop(0)
+        if not self._spent:
+            for path in self._expendable()[:1]:
+                self._forget(path)
+        return self._spent.popleft() if self._spent else None
+
+
+def address_of(path: QuicNetworkPath) -> Address:
+    """Return where a path leads."""
+    address = address_from_network(path.addr)
+    assert address is not None, "paths are only made of addresses that could be read"
+    return address
