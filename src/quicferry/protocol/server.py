@@ -155,14 +155,14 @@ class ServerMachine:
     """What one server connection knows and does about its migrations.
 
     Args:
-        options: The server's choices; None where server migration is off.
-        negotiated: What was negotiated with this client; None where it is off for this connection.
+        options: The server's choices.
+        negotiated: What was negotiated with this client; None where it has migration switched off.
         family: 4 or 6, the address family in use.
     """
 
     def __init__(
         self,
-        options: ServerMigration | None,
+        options: ServerMigration,
         negotiated: MigrationProtocol | None,
         family: int,
     ) -> None:
@@ -184,7 +184,7 @@ class ServerMachine:
 
     def handshake_finished(self) -> list[Action]:
         """Start the connection's life: send the pool, where there is one and it was negotiated."""
-        if self._options is not None and self._negotiated & MigrationProtocol.POOL_OF_ADDRESSES:
+        if self._negotiated & MigrationProtocol.POOL_OF_ADDRESSES:
             self._pool = [
                 address for address in self._options.pool if address.for_family(self._family)
             ]
@@ -206,8 +206,6 @@ class ServerMachine:
             current: Where the server is, where that is known.
         """
         error = MigrationErrorCode
-        if self._options is None:
-            return error.MIGRATION_DISABLED
         if protocol not in tuple(MigrationProtocol) or not self._negotiated & protocol:
             return error.PROTOCOL_NOT_NEGOTIATED
         if self.state is not State.IDLE:

@@ -371,12 +371,11 @@ class Connection(QuicConnection):
         if first_time and not self._is_client:
             self._client_address = self._network_paths[0].addr
             client = address_from_network(self._client_address)
-            assert self._options is None or isinstance(self._options, ServerMigration)
-            self._server = ServerSide(
-                self, self._options, self.negotiated, client.family if client else 4
-            )
             self.emit(HandshakeFinished(client, self.stable_id, self.negotiated))
-            self._server.handshake_finished()
+            if isinstance(self._options, ServerMigration):
+                family = client.family if client else 4
+                self._server = ServerSide(self, self._options, self.negotiated, family)
+                self._server.handshake_finished()
 
     # Hooks: receiving
 

@@ -42,15 +42,15 @@ class ServerSide:
 
     Args:
         connection: The connection, whose handshake has just finished.
-        options: The server's choices; None where server migration is off.
-        negotiated: What was negotiated; None where it is off for this connection.
+        options: The server's choices.
+        negotiated: What was negotiated; None where the client has server migration switched off.
         family: 4 or 6, the address family in use.
     """
 
     def __init__(
         self,
         connection: Connection,
-        options: ServerMigration | None,
+        options: ServerMigration,
         negotiated: MigrationProtocol | None,
         family: int,
     ) -> None:
@@ -177,8 +177,7 @@ class ServerSide:
                     self._retire_later += connection._retire_connection_ids
                     connection._retire_connection_ids.clear()
                     connection._loss.leave_path()
-                    if self._options is not None:
-                        connection._loss.quick_timeout = self._options.probe_interval
+                    connection._loss.quick_timeout = self._options.probe_interval
                 case Complete():
                     connection._loss.quick_timeout = None
                     connection._loss.awaited.clear()
