@@ -364,7 +364,7 @@ class ClientMachine:
         if isinstance(frame, PoolMigrationAddressFrame):
             self._return_if_from_home(source, is_newest)
             self._pool_address(frame)
-            return self._take_actions()
+            return self.take_actions()
         if packet_number < self._newest_state_packet:
             return []
         self._return_if_from_home(source, is_newest)
@@ -373,13 +373,13 @@ class ClientMachine:
         elif isinstance(frame, ServerMigratedFrame):
             self._server_migrated(source, is_newest)
         self._newest_state_packet = max(self._newest_state_packet, packet_number)
-        return self._take_actions()
+        return self.take_actions()
 
     def packet_received(self, source: Address, packet_number: int) -> list[Action]:
         """Handle a non-probing packet that is the highest-numbered one so far."""
         self._newest_packet = max(self._newest_packet, packet_number)
         self._packet(source)
-        return self._take_actions()
+        return self.take_actions()
 
     def timeout(self) -> list[Action]:
         """Handle a probe timeout (RFC 9002 6.2), or the wish to look for the server now."""
@@ -390,13 +390,13 @@ class ClientMachine:
             self._step(Input.TIMEOUT_WITH_PARALLEL_POOL)
         else:
             self._step(Input.TIMEOUT_WITH_POOL)
-        return self._take_actions()
+        return self.take_actions()
 
     def probe_due(self) -> list[Action]:
         """Handle the probe timer set by `SetProbeTimer`."""
         exhausted = self._probes >= _QUICK_PROBES + _SLOW_PROBES
         self._step(Input.PROBES_EXHAUSTED if exhausted else Input.PROBE_DUE)
-        return self._take_actions()
+        return self.take_actions()
 
     @property
     def heeds_timeouts(self) -> bool:
@@ -421,12 +421,12 @@ class ClientMachine:
             self._step(Input.PACKET_FROM_HOME)
         elif self.may_probe(address):
             self._step(Input.CANDIDATE_ANSWERED, address)
-        return self._take_actions()
+        return self.take_actions()
 
     def validation_failed(self) -> list[Action]:
         """Handle that the path in use could not be validated in time (RFC 9000 8.2.4)."""
         self._step(Input.VALIDATION_FAILED)
-        return self._take_actions()
+        return self.take_actions()
 
     # Classification
 
@@ -616,7 +616,8 @@ class ClientMachine:
     def _emit(self, event: events.MigrationEvent) -> None:
         self._actions.append(Emit(event))
 
-    def _take_actions(self) -> list[Action]:
+    def take_actions(self) -> list[Action]:
+        """Return actions not returned yet: what came before a `PeerError`."""
         actions, self._actions = self._actions, []
         return actions
 

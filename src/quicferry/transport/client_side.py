@@ -11,7 +11,13 @@ from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 
-from quicferry.protocol import Address, ClientMachine, ClientMigration, MigrationFrame
+from quicferry.protocol import (
+    Address,
+    ClientMachine,
+    ClientMigration,
+    MigrationFrame,
+    PeerError,
+)
 from quicferry.protocol.client import (
     Action,
     Challenge,
@@ -106,13 +112,17 @@ class ClientSide:
     ) -> None:
         """Handle a migration frame."""
         address = self._reachable(source, connection_id)
-        if address is not None:
-            self._run(
-                self.machine.frame_received(
-                    frame, source=address, packet_number=packet_number, is_newest=is_newest
-                ),
-                now,
+        if address is None:
+            return
+        try:
+            actions = self.machine.frame_received(
+                frame, source=address, packet_number=packet_number, is_newest=is_newest
             )
+        except PeerError:
+            # The packet may have brought the connection home before its frame was looked at.
+            self._run(self.machine.take_actions(), now)
+            raise
+        self._run(actions, now)
 
     def heard(self, now: float) -> None:
         """Take note that the server has sent something that wants an acknowledgement."""

@@ -20,6 +20,7 @@ FRAME_HANDLERS = "_QuicConnection__frame_handlers"
 """The private dict from frame type to handler and epochs, as Python mangles its name."""
 
 _CONNECTION = """
+    _configuration _logger _on_new_connection_id_delivery _send_probe _state
     _abandon_path_validation _add_network_path _close_at _close_end _close_event _close_pending
     _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
     _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout

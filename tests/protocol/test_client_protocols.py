@@ -1,0 +1,473 @@
+"""The client's side of each protocol, policy and scheduler (sections 4 to 6), on its machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from driven import (
+    AWAY,
+    AWAY6,
+    ELSEWHERE,
+    EXPLICIT,
+    FOURTH,
+    HOME,
+    MIGRATED,
+    POOL,
+    SYMMETRIC,
+    SYNCHRONIZED,
+    THIRD,
+    UNKNOWN,
+    DrivenClient,
+    announced,
+    pooled,
+    violates,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quicferry.protocol import (
+    Address,
+    ConnectionErrorCode,
+    MigrationCompleted,
+    MigrationFrame,
+    MigrationProtocol,
+    PeerError,
+    Policy,
+    PoolAddressReceived,
+    ProbingStarted,
+    Scheduler,
+    ServerMigratedReceived,
+    ServerMigrationReceived,
+    refusal,
+)
+from quicferry.protocol.client import (
+    Action,
+    Challenge,
+    Commit,
+    Move,
+    Redirect,
+    ReturnHome,
+    SetProbeTimer,
+)
+
+PROBING_EXPLICIT = ProbingStarted(EXPLICIT, AWAY)
+
+
+def probing_of(*addresses: Address) -> list[ProbingStarted]:
+    return [ProbingStarted(POOL, address) for address in addresses]
+
+
+def redirects(client: DrivenClient) -> list[Address]:
+    return [action.address for action in client.actions if isinstance(action, Redirect)]
+
+
+def challenged(actions: list[Action]) -> list[Address]:
+    return [
+        address
+        for action in actions
+        if isinstance(action, Challenge)
+        for address in action.addresses
+    ]
+
+
+# Explicit
+
+
+def test_reactive_waits_for_a_timeout() -> None:
+    client = DrivenClient(policy=Policy.REACTIVE)
+    assert client.receive(announced(AWAY)) == []
+    assert client.events == [ServerMigrationReceived(AWAY)]
+    client.receive()
+    client.probe_due()
+    assert client.actions == []
+    assert Redirect(AWAY) in client.timeout()
+    assert client.events[1:] == [PROBING_EXPLICIT]
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_timeout_without_announcement_means_nothing(policy: Policy) -> None:
+    client = DrivenClient(policy=policy)
+    assert client.timeout() == []
+    assert client.state == "IDLE"
+
+
+def test_eager_asks_from_the_announcement_on() -> None:
+    client = DrivenClient(policy=Policy.EAGER)
+    actions = client.receive(announced(AWAY))
+    assert challenged(actions) == [AWAY]
+    assert client.events == [ServerMigrationReceived(AWAY), PROBING_EXPLICIT]
+    for _ in range(5):
+        assert challenged(client.probe_due()) == [AWAY]
+    assert redirects(client) == []
+    assert client.machine.server_address == HOME
+
+
+def test_eager_keeps_its_data_at_home() -> None:
+    client = DrivenClient(policy=Policy.EAGER)
+    client.receive(announced(AWAY))
+    for happens in (client.timeout, client.receive, client.probe_due, client.timeout):
+        happens()
+    assert redirects(client) == []
+    assert not [action for action in client.actions if isinstance(action, Move)]
+
+
+def test_eager_moves_when_the_new_address_answers() -> None:
+    client = DrivenClient(policy=Policy.EAGER)
+    client.receive(announced(AWAY))
+    actions = client.answered(AWAY)
+    assert Move(AWAY) in actions
+    assert Commit() in actions
+    assert client.events[-1] == MigrationCompleted(EXPLICIT, AWAY)
+    assert client.machine.home == AWAY
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_a_packet_from_the_new_address_moves_at_any_time(policy: Policy) -> None:
+    client = DrivenClient(policy=policy)
+    client.receive(announced(AWAY))
+    assert Move(AWAY) in client.receive(source=AWAY)
+    assert client.machine.server_address == AWAY
+    assert client.events[-1] != MigrationCompleted(EXPLICIT, AWAY)
+    assert Commit() in client.answered(AWAY)
+    assert client.events[-1] == MigrationCompleted(EXPLICIT, AWAY)
+
+
+def test_the_probe_timer_is_set_while_probing_and_cleared_after() -> None:
+    client = DrivenClient()
+    client.receive(announced(AWAY))
+    client.timeout()
+    assert SetProbeTimer(0.04) in client.actions
+    assert Redirect(AWAY) in client.probe_due()
+    assert SetProbeTimer(None) in client.receive(source=AWAY)
+
+
+@pytest.mark.parametrize("policy", [Policy.REACTIVE, Policy.EAGER])
+def test_probing_is_bounded(policy: Policy) -> None:
+    """At a short interval, then a longer one; a server that vanished is not probed for ever."""
+    client = DrivenClient(policy=policy)
+    client.receive(announced(AWAY))
+    client.timeout()
+    delays = []
+    for _ in range(10_000):
+        timers = [a.delay for a in client.probe_due() if isinstance(a, SetProbeTimer)]
+        if policy is Policy.EAGER and timers == [None]:
+            break
+        assert len(timers) == 1
+        assert timers[0] is not None
+        delays.append(timers[0])
+        if len(delays) > 3500:
+            break
+    assert delays[0] == 0.04
+    assert delays == sorted(delays)
+    assert max(delays) <= 1
+    if policy is Policy.EAGER:
+        assert len(delays) < 3500
+        assert Redirect(AWAY) in client.timeout(), "after that it is reactive"
+
+
+def test_rollback_and_probing_at_the_next_timeout() -> None:
+    client = DrivenClient()
+    client.receive(announced(AWAY))
+    for _ in range(3):
+        client.timeout()
+        assert client.receive()[-1] == ReturnHome()
+        assert client.machine.server_address == HOME
+    assert redirects(client) == [AWAY] * 3
+    assert client.events == [ServerMigrationReceived(AWAY), PROBING_EXPLICIT]
+
+
+def test_late_packets_from_home_roll_nothing_back() -> None:
+    client = DrivenClient()
+    client.receive(announced(AWAY))
+    client.timeout()
+    client.receive(number=0)
+    assert client.state == "PROBING"
+
+
+def test_while_probing_home_is_asked_as_well() -> None:
+    """A server at home that has nothing to say would never be heard again."""
+    client = DrivenClient()
+    client.receive(announced(AWAY))
+    client.timeout()
+    asked = [challenged(client.probe_due()) for _ in range(6)]
+    assert asked.count([HOME]) == 3
+    assert asked.count([]) == 3
+    assert ReturnHome() in client.answered(HOME)
+    assert client.state == "ANNOUNCED"
+
+
+@pytest.mark.parametrize("state", ["ANNOUNCED", "PROBING"])
+def test_a_challenge_that_someone_else_answers_counts_for_nothing(state: str) -> None:
+    client = DrivenClient()
+    client.receive(announced(AWAY))
+    if state == "PROBING":
+        client.timeout()
+    client.answered(ELSEWHERE)
+    client.answered(HOME, source=AWAY)
+    assert client.state == state
+
+
+# Pool of Addresses
+
+
+def test_pool_addresses_are_told_of_once_each() -> None:
+    client = DrivenClient(pool=[AWAY, THIRD, AWAY])
+    assert client.events == [PoolAddressReceived(AWAY), PoolAddressReceived(THIRD)]
+
+
+def test_cyclic_pool() -> None:
+    client = DrivenClient(pool=[AWAY, HOME, THIRD])
+    client.timeout()
+    for _ in range(5):
+        client.probe_due()
+    assert redirects(client) == [HOME, AWAY, THIRD, HOME, AWAY, THIRD]
+    assert client.events[3:] == probing_of(AWAY, THIRD)
+
+
+def test_addresses_received_while_a_cycle_runs_join_the_next() -> None:
+    client = DrivenClient(pool=[AWAY])
+    client.timeout()
+    client.receive(pooled(THIRD), number=0)
+    for _ in range(4):
+        client.probe_due()
+    assert redirects(client) == [HOME, AWAY, HOME, AWAY, THIRD]
+
+
+def test_random_pool_is_seeded() -> None:
+    def order(seed: int) -> list[Address]:
+        client = DrivenClient(scheduler=Scheduler.RANDOM, seed=seed, pool=[AWAY, THIRD, FOURTH])
+        client.timeout()
+        for _ in range(7):
+            client.probe_due()
+        return redirects(client)
+
+    assert order(1) == order(1)
+    assert len({tuple(order(seed)) for seed in range(10)}) > 5
+    assert set(order(1)[:4]) == set(order(1)[4:]) == {HOME, AWAY, THIRD, FOURTH}
+
+
+def test_parallel_pool_asks_all_at_once() -> None:
+    client = DrivenClient(scheduler=Scheduler.PARALLEL, pool=[AWAY, HOME, THIRD, FOURTH])
+    assert sorted(map(str, challenged(client.timeout()))) == sorted(map(str, [AWAY, THIRD, FOURTH]))
+    assert challenged(client.probe_due()) == challenged(client.probe_due()) != []
+    assert redirects(client) == []
+    assert client.events[4:] == probing_of(AWAY, THIRD, FOURTH)
+
+
+def test_parallel_pool_moves_to_the_first_that_answers() -> None:
+    client = DrivenClient(scheduler=Scheduler.PARALLEL, pool=[AWAY, THIRD])
+    client.timeout()
+    client.answered(THIRD)
+    client.answered(AWAY)
+    assert client.machine.home == THIRD
+    completed = [event for event in client.events if isinstance(event, MigrationCompleted)]
+    assert completed == [MigrationCompleted(POOL, THIRD)]
+
+
+def test_an_address_that_the_schedule_has_passed_may_still_answer() -> None:
+    client = DrivenClient(pool=[AWAY, THIRD])
+    client.timeout()
+    for _ in range(2):
+        client.probe_due()
+    assert redirects(client)[-1] == THIRD
+    assert Move(AWAY) in client.receive(source=AWAY)
+    client.answered(AWAY)
+    assert client.events[-1] == MigrationCompleted(POOL, AWAY)
+
+
+def test_rollback_restarts_the_schedule() -> None:
+    client = DrivenClient(pool=[AWAY, THIRD])
+    client.timeout()
+    client.probe_due()
+    client.receive()
+    assert client.actions[-1] == ReturnHome()
+    client.timeout()
+    client.probe_due()
+    assert redirects(client) == [HOME, AWAY, HOME, AWAY]
+
+
+def test_after_a_migration_the_schedule_starts_at_the_new_address() -> None:
+    client = DrivenClient(pool=[AWAY, THIRD])
+    client.migrate(POOL, THIRD)
+    client.timeout()
+    for _ in range(2):
+        client.probe_due()
+    assert redirects(client) == [THIRD, AWAY, THIRD]
+
+
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_a_pool_of_home_alone_is_none(scheduler: Scheduler) -> None:
+    client = DrivenClient(scheduler=scheduler, pool=[HOME])
+    assert client.timeout() == []
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_a_packet_from_the_pool_moves_without_a_timeout(policy: Policy) -> None:
+    client = DrivenClient(policy=policy, pool=[AWAY, THIRD])
+    assert Move(THIRD) in client.receive(source=THIRD)
+
+
+def test_pool_size_is_bounded() -> None:
+    client = DrivenClient()
+    for number in range(1, 8):
+        client.receive(pooled(Address.parse(f"198.51.100.{number}:1")))
+    violates(client, pooled(AWAY))
+    assert len(client.pool) == 7
+
+
+# Symmetric, Synchronized Symmetric
+
+
+@pytest.mark.parametrize(
+    ("protocol", "frames", "events"),
+    [
+        (SYMMETRIC, (), []),
+        (SYMMETRIC, (MIGRATED,), [ServerMigratedReceived()]),
+        (SYNCHRONIZED, (), []),
+        (SYNCHRONIZED, (MIGRATED,), [ServerMigratedReceived()]),
+    ],
+    ids=["symmetric-data", "symmetric-frame", "synchronized-data", "synchronized-frame"],
+)
+def test_symmetric(
+    protocol: MigrationProtocol, frames: tuple[MigrationFrame, ...], events: list[object]
+) -> None:
+    client = DrivenClient()
+    if protocol is SYNCHRONIZED:
+        client.receive(UNKNOWN)
+        events = [ServerMigrationReceived(None), *events]
+    assert Move(AWAY) in client.receive(*frames, source=AWAY)
+    assert client.events == events
+    client.answered(AWAY)
+    assert client.events == [*events, MigrationCompleted(protocol, AWAY)]
+
+
+@pytest.mark.parametrize("negotiated", [SYMMETRIC, SYNCHRONIZED])
+def test_symmetric_needs_no_timer(negotiated: MigrationProtocol) -> None:
+    client = DrivenClient(negotiated)
+    if negotiated is SYNCHRONIZED:
+        client.receive(UNKNOWN)
+    assert client.timeout() == []
+    assert client.probe_due() == []
+
+
+def test_an_unannounced_address_is_not_believed_before_it_is_validated() -> None:
+    client = DrivenClient()
+    assert challenged(client.receive(source=AWAY)) == [HOME]
+    assert client.machine.home == HOME
+
+
+def test_a_late_packet_from_a_new_address_moves_nothing() -> None:
+    client = DrivenClient()
+    client.receive()
+    client.receive(source=AWAY, number=0)
+    client.receive(MIGRATED, source=AWAY, number=0)
+    assert client.state == "IDLE"
+    assert client.actions == []
+
+
+def test_mixed_protocols_in_a_row() -> None:
+    client = DrivenClient()
+    for protocol, to in (
+        (EXPLICIT, AWAY),
+        (SYMMETRIC, THIRD),
+        (SYNCHRONIZED, HOME),
+        (EXPLICIT, THIRD),
+    ):
+        client.migrate(protocol, to)
+        assert client.events[-1] == MigrationCompleted(protocol, to)
+
+
+# Section 5: addresses that must be refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "224.0.0.1:1",
+        "255.255.255.255:1",
+        "0.0.0.0:1",
+        "192.0.2.9:0",
+        "127.0.0.1:1",
+        "169.254.1.1:1",
+    ],
+)
+@pytest.mark.parametrize("policy", Policy)
+def test_refused_address(text: str, policy: Policy) -> None:
+    for frame in (announced(Address.parse(text)), pooled(Address.parse(text))):
+        client = DrivenClient(policy=policy)
+        with pytest.raises(PeerError) as caught:
+            client.receive(frame)
+        assert caught.value.code is ConnectionErrorCode.PROTOCOL_VIOLATION
+        assert client.events == []
+        assert client.actions == []
+
+
+@pytest.mark.parametrize("text", ["224.0.0.1:1", "192.0.2.9:0", "127.0.0.1:1", "169.254.1.1:1"])
+@pytest.mark.parametrize("frames", [(), (MIGRATED,)], ids=["data", "migrated"])
+def test_refused_source(text: str, frames: tuple[MigrationFrame, ...]) -> None:
+    """A forged source address must not turn the client's data there either."""
+    client = DrivenClient()
+    assert client.receive(*frames, source=Address.parse(text)) == []
+    assert client.machine.server_address == HOME
+
+
+# Whatever comes, in whatever order
+
+ADDRESSES = [HOME, AWAY, THIRD, ELSEWHERE, AWAY6, Address.parse("224.0.0.1:1")]
+addresses = st.sampled_from(ADDRESSES)
+frames = (
+    st.builds(announced, addresses)
+    | st.just(UNKNOWN)
+    | st.just(MIGRATED)
+    | st.builds(pooled, addresses)
+)
+numbers = st.none() | st.integers(0, 20)
+inputs = (
+    st.tuples(st.just("receive"), st.lists(frames, max_size=2), addresses, numbers)
+    | st.tuples(st.sampled_from(["timeout", "probe_due", "validation_failed"]))
+    | st.tuples(st.just("answered"), addresses, addresses)
+)
+
+
+@given(
+    st.integers(1, 15).map(MigrationProtocol),
+    st.sampled_from(Policy),
+    st.sampled_from(Scheduler),
+    st.lists(inputs, max_size=30),
+)
+def test_any_sequence(
+    negotiated: MigrationProtocol,
+    policy: Policy,
+    scheduler: Scheduler,
+    sequence: list[tuple[Any, ...]],
+) -> None:
+    """Only PROTOCOL_VIOLATION comes out, and nothing is ever sent to an address of no use."""
+    client = DrivenClient(negotiated, policy=policy, scheduler=scheduler)
+    closed = False
+    for kind, *arguments in sequence:
+        try:
+            if kind == "receive":
+                received, source, number = arguments
+                client.receive(*received, source=source, number=number)
+            elif kind == "answered":
+                client.answered(arguments[0], source=arguments[1])
+            else:
+                getattr(client, kind)()
+        except PeerError as exc:
+            closed = exc.code is ConnectionErrorCode.PROTOCOL_VIOLATION
+            if not closed:
+                raise
+            break
+    moved = False
+    for action in client.actions:
+        if isinstance(action, Redirect | Move):
+            assert refusal(action.address, HOME) is None
+        # Whatever was left is either returned to or left for good.
+        if isinstance(action, Move):
+            moved = True
+        elif isinstance(action, ReturnHome | Commit):
+            moved = False
+    assert closed or moved == client.state.startswith("VALIDATING")
+    received_events = [e for e in client.events if isinstance(e, PoolAddressReceived)]
+    assert len(received_events) == len(set(received_events))
