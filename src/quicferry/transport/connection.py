@@ -8,7 +8,6 @@ out by `ClientSide` and `ServerSide`.
 from __future__ import annotations
 
 from collections import deque
-from weakref import WeakKeyDictionary
 
 from aioquic import tls
 from aioquic._buffer import Buffer
@@ -141,7 +140,7 @@ class Connection(QuicConnection):
         self._client_cid_is_new = False
         self._received = _NumberedWindow()
         self._received_is_newest = False
-        self._consumed: WeakKeyDictionary[QuicStream, int] = WeakKeyDictionary()
+        self._consumed: dict[int, int] = {}
         if options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
                 congestion_control_algorithm=configuration.congestion_control_algorithm,
@@ -308,7 +307,9 @@ class Connection(QuicConnection):
         stream = self._streams.get(stream_id)
         if stream is None:
             return False
-        self._consumed[stream] = max(offset, self._consumed.get(stream, 0))
+        if len(self._consumed) > 2 * len(self._streams):
+            self._consumed = {i: n for i, n in self._consumed.items() if i in self._streams}
+        self._consumed[stream_id] = max(offset, self._consumed.get(stream_id, 0))
         return self._grant(stream) is not None
 
     def has_data_to_send(self) -> bool:
@@ -395,7 +396,7 @@ class Connection(QuicConnection):
             super().receive_datagram(data, addr, now)
             self._detect_client_migration()
             if self._server is not None:
-                self._server.check_connection_ids()
+                self._server.datagram_received()
 
     def _receive_as_client(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if self._client is None and self.negotiated is not None:
@@ -508,7 +509,8 @@ class Connection(QuicConnection):
     def get_timer(self) -> float | None:
         """Return when `handle_timer` has to be called, or None, as in aioquic."""
         at: float | None = super().get_timer()
-        own_at = self._client.timer if self._client is not None else None
+        side = self._client or self._server
+        own_at = side.timer if side is not None else None
         if own_at is None or at is None or self._state in END_STATES:
             return at
         return min(at, own_at)
@@ -521,11 +523,11 @@ class Connection(QuicConnection):
         """
         timeouts = self._loss._pto_count
         super().handle_timer(now)
-        client = self._client
-        if client is not None and self._state not in END_STATES:
-            if self._loss._pto_count > timeouts:
-                client.timeout(now)
-            client.handle_timer(now)
+        side = self._client or self._server
+        if side is not None and self._state not in END_STATES:
+            if self._client is not None and self._loss._pto_count > timeouts:
+                self._client.timeout(now)
+            side.handle_timer(now)
 
     def _abandon_path_validation(self) -> None:
         if self._client is None:
@@ -580,7 +582,7 @@ class Connection(QuicConnection):
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
-        if stream not in self._consumed:
+        if stream.stream_id not in self._consumed:
             super()._write_stream_limits(builder, space, stream)
             return
         stream.max_stream_data_local = self._grant(stream) or stream.max_stream_data_local
@@ -593,7 +595,7 @@ class Connection(QuicConnection):
 
     def _grant(self, stream: QuicStream) -> int | None:
         window = self._configuration.max_stream_data
-        limit = self._consumed[stream] + window
+        limit = self._consumed[stream.stream_id] + window
         return limit if limit - stream.max_stream_data_local >= window // 2 else None
 
     # Hooks: the end

@@ -41,6 +41,7 @@ _PATH = """
     addr bytes_received bytes_sent is_validated local_challenge_sent local_challenges peer_cid
     remote_challenges validation_deadline
 """
+_HTTP3 = "_check_content_length _decode_headers"
 _SPACE = "ack_at ack_eliciting_in_flight largest_received_packet received_packets sent_packets"
 _SENDER = "_buffer_stop buffer_is_empty highest_offset is_finished next_offset"
 
@@ -58,7 +59,7 @@ def check_contract() -> None:
         ("QuicPacketPacer", QuicPacketPacer(max_datagram_size=1200), "packet_time"),
         ("QuicNetworkPath", QuicNetworkPath(("192.0.2.1", 4433)), _PATH),
         ("QuicPacketSpace", QuicPacketSpace(), _SPACE),
-        ("H3Connection", H3Connection, "_check_content_length _decode_headers"),
+        ("H3Connection", H3Connection, _HTTP3),
         ("H3Stream", H3Stream(0), "expected_content_length stream_id"),
         ("QuicStreamSender", QuicStreamSender(stream_id=0, writable=True), _SENDER),
     ]

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.tls import Epoch
 
 from quicferry.protocol import (
     FrameType,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # More challenges than a client can have under way before it notices that one was answered
 _AWAITED_RESPONSES = 64
+# Seconds after the network switch in which a client should have been heard of
+_CALL_AFTER = 1.0
 
 
 class ServerSide:
@@ -61,8 +64,33 @@ class ServerSide:
         self._must_be_heard = False
         self._retire_later: list[int] = []
         self._delivered: set[int] = set()
+        self._call_at: float | None = None
+        self._newest_before_switch = -1
+
+    @property
+    def timer(self) -> float | None:
+        """When `handle_timer` has to be called, or None."""
+        return self._call_at
 
     # Inputs
+
+    def handle_timer(self, now: float) -> None:
+        """Call a client that has not been heard of since the switch.
+
+        It may have nothing to send, and so would not find out; but the server is not ready to be
+        moved again before it does. A client that looks for its server, or has something to send,
+        is heard of much sooner.
+        """
+        if self._call_at is not None and now >= self._call_at:
+            self._call_at = None
+            self._connection._probe_pending = True
+
+    def datagram_received(self) -> None:
+        """Take note of what may have changed by a datagram from the client."""
+        newest = self._connection._spaces[Epoch.ONE_RTT].largest_received_packet
+        if newest > self._newest_before_switch:
+            self._call_at = None
+        self.check_connection_ids()
 
     def handshake_finished(self) -> None:
         """Start the connection's life."""
@@ -102,6 +130,8 @@ class ServerSide:
         actions = self.machine.network_switch(address_from_network(address))
         connection.server_address = address
         self._run(actions)
+        self._call_at = now + _CALL_AFTER
+        self._newest_before_switch = connection._spaces[Epoch.ONE_RTT].largest_received_packet
         # What expired while the server was frozen counts as one timeout.
         loss = connection._loss
         expired = loss.get_loss_detection_time(amplification_limited=False)

@@ -1,0 +1,393 @@
+"""`quicferry fetch`: an HTTP/3 client in the manner of curl, which follows a server that moves."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import ssl
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import click
+
+import quicferry
+from quicferry.cli.events import describe_event, encode_event
+from quicferry.cli.help import Command
+from quicferry.cli.options import (
+    common_options,
+    json_option,
+    open_secrets_log,
+    protocols_option,
+    qlog_logger,
+)
+from quicferry.client import HttpClient
+from quicferry.io import ConnectFailed, ConnectionLost
+from quicferry.protocol import (
+    ClientMigration,
+    ConnectionClosed,
+    MigrationEvent,
+    MigrationProtocol,
+    Policy,
+    QuicferryError,
+    Scheduler,
+)
+from quicferry.transport import Configuration
+
+DEFAULT_TIMEOUT = 30.0
+
+# Where curl has an exit status for something, it is used here too.
+COULD_NOT_RESOLVE = 6
+COULD_NOT_CONNECT = 7
+HTTP_ERROR = 22
+WRITE_ERROR = 23
+TIMED_OUT = 28
+CONNECTION_LOST = 56
+CERTIFICATE_REFUSED = 60
+
+CERTIFICATE_ALERTS = {0x100 + alert for alert in (42, 43, 44, 45, 46, 48)}
+"""QUIC connection errors that stand for a TLS alert about a certificate (RFC 9001 4.8)."""
+
+
+def header(text: str) -> tuple[str, str]:
+    """Parse a header field as curl writes it."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.BadParameter(f"{text!r} is not a header; write 'name: value'")
+    return name.strip().lower(), value.strip()
+
+
+def data(text: str) -> bytes:
+    """Read a body: the text itself, or with an @ the file of that name."""
+    if text == "@-":
+        return sys.stdin.buffer.read()
+    if not text.startswith("@"):
+        return text.encode()
+    try:
+        return Path(text[1:]).read_bytes()
+    except OSError as exc:
+        raise click.BadParameter(f"cannot read {text[1:]}: {exc.strerror}") from exc
+
+
+class FetchError(QuicferryError):
+    """A fetch failed.
+
+    Attributes:
+        status: The exit status that says why.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """What the options of `quicferry fetch` say."""
+
+    host: str
+    port: int
+    path: str
+    method: str
+    data: bytes
+    headers: tuple[tuple[str, str], ...]
+    output: Path | None
+    repeat: int
+    interval: float
+    timeout: float
+    fail: bool
+    as_json: bool
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "quicferry fetch https://127.0.0.1:4433/ --insecure",
+        "quicferry fetch https://example.org/upload -d @photo.jpg -H 'content-type: image/jpeg'",
+        "quicferry fetch https://127.0.0.1:4433/ --insecure --repeat 100 --interval 0.1",
+    ),
+    epilog="Exit status: 0 success, 1 failure, 2 wrong usage, and as with curl: 6 unknown host, "
+    "7 could not connect, 22 status 400 or above with --fail, 23 cannot write the output, "
+    "28 timeout, 56 connection lost, 60 certificate refused.\n\n"
+    'With --json: for each response a line {"event": "response", "url", "status", "headers", '
+    '"bytes", "seconds", "server"}, without -o also "body" or "body_base64", and a line for each '
+    "migration event.\n\n"
+    "With SSLKEYLOGFILE=FILE in the environment, TLS secrets are appended to that file.",
+)
+@click.argument("url")
+@click.option("-X", "--request", "method", help="Method; GET by default, POST with -d.")
+@click.option(
+    "-d",
+    "--data",
+    type=data,
+    metavar="DATA|@FILE",
+    help="Body; @FILE reads a file, @- standard input.",
+)
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    type=header,
+    metavar="NAME: VALUE",
+    help="Can be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the body there and not to stdout.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Ask so many times over one connection; the bodies follow each other.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds between two requests of --repeat.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Trust the certificates in this PEM file.",
+)
+@click.option("--insecure", is_flag=True, help="Accept any certificate.")
+@click.option(
+    "--policy",
+    type=click.Choice([policy.value for policy in Policy]),
+    default=Policy.EAGER.value,
+    show_default=True,
+    help="When to look for a server that said where it will move.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice([scheduler.value for scheduler in Scheduler]),
+    default=Scheduler.PARALLEL.value,
+    show_default=True,
+    help="In which order to try the addresses of a pool.",
+)
+@protocols_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_TIMEOUT,
+    show_default=True,
+    help="Seconds that connecting, and each request, may take.",
+)
+@click.option("--fail", is_flag=True, help="Fail when the status is 400 or above.")
+@json_option
+@common_options
+def fetch(
+    url: str,
+    *,
+    ca: Path | None,
+    insecure: bool,
+    policy: str,
+    scheduler: str,
+    protocols: MigrationProtocol | None,
+    qlog: Path | None,
+    **options: Any,
+) -> None:
+    """Fetch URL (https://host[:port]/path) over HTTP/3.
+
+    When the server moves, the connection moves with it; stderr tells, lines starting with *.
+    """
+    migration = None
+    if protocols is not None:
+        migration = ClientMigration(
+            protocols=protocols, policy=Policy(policy), scheduler=Scheduler(scheduler)
+        )
+    configuration = Configuration(
+        is_client=True,
+        alpn_protocols=["h3"],
+        server_migration=migration,
+        quic_logger=qlog_logger(qlog),
+        secrets_log_file=open_secrets_log(),
+        verify_mode=ssl.CERT_NONE if insecure else ssl.CERT_REQUIRED,
+    )
+    if ca is not None:
+        configuration.load_verify_locations(cafile=str(ca))
+    try:
+        asyncio.run(_fetch(_options(url, **options), configuration))
+    except FetchError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        sys.exit(exc.status)
+
+
+def _options(url: str, *, method: str | None, data: bytes | None, **options: Any) -> FetchOptions:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or 443
+    except ValueError as exc:
+        raise click.UsageError(f"{url} has no valid port: {exc}") from exc
+    if parts.scheme != "https" or not parts.hostname:
+        raise click.UsageError(f"{url} is not an address like https://example.org/path")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return FetchOptions(
+        host=parts.hostname,
+        port=port,
+        path=path,
+        method=(method or ("GET" if data is None else "POST")).upper(),
+        data=data or b"",
+        **options,
+    )
+
+
+async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
+    loop = asyncio.get_running_loop()
+    with _errors_explained(options), _open_output(options) as output:
+
+        def on_migration_event(event: MigrationEvent) -> None:
+            if isinstance(event, ConnectionClosed):
+                return  # no news: either it is us who close, or an error follows
+            if options.as_json:
+                output.say(encode_event(event))
+            else:
+                click.echo(f"* {describe_event(event)}", err=True)
+
+        async with asyncio.timeout(options.timeout) as limit:
+            async with quicferry.connect(
+                options.host,
+                options.port,
+                configuration=configuration,
+                create_protocol=HttpClient,
+            ) as http:
+                http.on_migration_event(on_migration_event)
+                for number in range(options.repeat):
+                    if number:
+                        limit.reschedule(None)
+                        await asyncio.sleep(options.interval)
+                    limit.reschedule(loop.time() + options.timeout)
+                    await _exchange(http, options, output)
+
+
+async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) -> None:
+    started = time.monotonic()
+    size = 0
+    async with http.stream(
+        options.method, options.path, headers=options.headers, body=options.data
+    ) as response:
+        if options.fail and response.status >= 400:
+            raise FetchError(f"the server answered with status {response.status}", HTTP_ERROR)
+        async for chunk in response:
+            size += len(chunk)
+            await output.body(chunk)
+    await output.end(
+        {
+            "event": "response",
+            "url": f"https://{options.host}:{options.port}{options.path}",
+            "status": response.status,
+            "headers": response.headers,
+            "bytes": size,
+            "seconds": round(time.monotonic() - started, 6),
+            "server": str(http.server_address),
+        }
+    )
+
+
+class _Output:
+    """Where bodies and reports go, one after the other.
+
+    Who reads them may be slow, so a thread waits for that: the connection must live on meanwhile.
+
+    Args:
+        bodies: Takes bodies; None puts them into the reports.
+        reports: Takes reports, a line of JSON each; None for no reports.
+    """
+
+    def __init__(self, bodies: BinaryIO | None, reports: BinaryIO | None) -> None:
+        self._bodies = bodies
+        self._reports = reports
+        self._kept = bytearray()
+        self._sayings: deque[dict[str, Any]] = deque()
+
+    async def body(self, chunk: bytes) -> None:
+        """Take a part of a body."""
+        if self._bodies is None:
+            self._kept += chunk
+        else:
+            await asyncio.to_thread(self._bodies.write, chunk)
+
+    def say(self, report: dict[str, Any]) -> None:
+        """Report something, at the latest with the end of the response that is under way."""
+        self._sayings.append(report)
+
+    async def end(self, report: dict[str, Any]) -> None:
+        """Take the end of a response, and the report on it."""
+        if self._bodies is None:
+            report |= _encode_body(bytes(self._kept))
+            self._kept.clear()
+        else:
+            await asyncio.to_thread(self._bodies.flush)
+        self.say(report)
+        if self._reports is not None:
+            lines = b"".join(json.dumps(saying).encode() + b"\n" for saying in self._sayings)
+            await asyncio.to_thread(_write_through, self._reports, lines)
+        self._sayings.clear()
+
+
+def _write_through(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
+
+
+def _encode_body(body: bytes) -> dict[str, str]:
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode()}
+
+
+@contextmanager
+def _open_output(options: FetchOptions) -> Iterator[_Output]:
+    stdout = sys.stdout.buffer
+    reports = stdout if options.as_json else None
+    if options.output is None:
+        yield _Output(None if options.as_json else stdout, reports)
+        return
+    try:
+        file = options.output.open("wb")
+    except OSError as exc:
+        raise FetchError(f"cannot write {options.output}: {exc.strerror}", WRITE_ERROR) from exc
+    with file:
+        yield _Output(file, reports)
+
+
+@contextmanager
+def _errors_explained(options: FetchOptions) -> Iterator[None]:
+    """Turn what can go wrong into messages and exit statuses."""
+    try:
+        yield
+    except TimeoutError as exc:
+        raise FetchError(
+            f"no complete answer within {options.timeout:g} s; --timeout allows more", TIMED_OUT
+        ) from exc
+    except ConnectFailed as exc:
+        if exc.error_code in CERTIFICATE_ALERTS:
+            raise FetchError(
+                f"{exc}; --ca FILE trusts a certificate, --insecure trusts any",
+                CERTIFICATE_REFUSED,
+            ) from exc
+        raise FetchError(str(exc), COULD_NOT_CONNECT) from exc
+    except ConnectionLost as exc:
+        raise FetchError(str(exc), CONNECTION_LOST) from exc
+    except socket.gaierror as exc:
+        raise FetchError(
+            f"cannot find {options.host}: {exc.strerror}; check the name", COULD_NOT_RESOLVE
+        ) from exc
+    except BrokenPipeError as exc:
+        raise FetchError("nobody reads the output any more", WRITE_ERROR) from exc

@@ -1,0 +1,60 @@
+"""The `quicferry` command, and how its errors look."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from quicferry import __version__
+from quicferry.cli.ctl import ctl
+from quicferry.cli.demo import demo
+from quicferry.cli.fetch import fetch
+from quicferry.cli.help import Group
+from quicferry.cli.serve import serve
+from quicferry.protocol import QuicferryError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell would report it."""
+
+
+class _Commands(Group):
+    """A group whose commands fail with one line on stderr, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (QuicferryError, OSError) as exc:
+            raise click.ClickException(str(exc)) from exc
+        except Exception as exc:
+            logging.getLogger("quicferry").debug("internal error", exc_info=exc)
+            raise click.ClickException(
+                f"internal error: {type(exc).__name__}: {exc} "
+                "(--log-level debug shows where it comes from)"
+            ) from exc
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    examples=(
+        "quicferry demo",
+        "quicferry serve quicferry.lab.demo.app:app --bind 127.0.0.1:4433",
+        "quicferry fetch https://127.0.0.1:4433/ --insecure --repeat 100 --interval 0.1",
+        "quicferry ctl migrate 127.0.0.2:4433",
+    ),
+    epilog="Exit status: 0 success, 1 failure, 2 wrong usage; `quicferry fetch` has a few more.",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Move a live QUIC server from one address to another; its clients do not notice."""
+
+
+for _command in (serve, fetch, ctl, demo):
+    main.add_command(_command)

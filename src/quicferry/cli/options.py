@@ -1,0 +1,124 @@
+"""Options and parameter types that several commands share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import click
+
+from quicferry.lab.qlog import QlogDirectory
+from quicferry.protocol import (
+    ALL_PROTOCOLS,
+    Address,
+    MigrationAddress,
+    MigrationProtocol,
+    protocol_from_name,
+    protocol_name,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def address(text: str) -> Address:
+    """Parse an IP address and a UDP port."""
+    try:
+        return Address.parse(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+def pool_address(text: str) -> MigrationAddress:
+    """Parse an address of a pool: IPv4, IPv6, or one of each with a comma between them."""
+    try:
+        return MigrationAddress.parse(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+def protocols(text: str) -> MigrationProtocol | None:
+    """Parse ``all``, ``none``, or names of migration protocols separated by commas.
+
+    None stands for switching server migration off.
+    """
+    if text == "all":
+        return ALL_PROTOCOLS
+    if text == "none":
+        return None
+    try:
+        return reduce(or_, (protocol_from_name(name.strip()) for name in text.split(",")))
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc} (or all, or none)") from exc
+
+
+def protocols_option(command: Command) -> Command:
+    """Add ``--protocols``."""
+    return click.option(
+        "--protocols",
+        type=protocols,
+        metavar="NAMES",
+        default="all",
+        show_default=True,
+        help="Migration protocols to negotiate, separated by commas: "
+        f"{', '.join(PROTOCOL_NAMES)}; or all, or none to switch server migration off.",
+    )(command)
+
+
+def common_options(command: Command) -> Command:
+    """Add ``--qlog`` and ``--log-level``, which every command has."""
+    command = click.option(
+        "--log-level",
+        type=click.Choice(LOG_LEVELS),
+        default="warning",
+        show_default=True,
+        expose_value=False,
+        callback=_set_log_level,
+        help="How much the log on stderr tells.",
+    )(command)
+    return click.option(
+        "--qlog",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Write traces in qlog format into this directory.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``, for commands whose whole output is machine-readable then."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Write JSON, one object per line, to stdout, and nothing else there.",
+    )(command)
+
+
+def qlog_logger(directory: Path | None) -> QlogDirectory | None:
+    """Return what takes the traces of a configuration."""
+    return None if directory is None else QlogDirectory(directory)
+
+
+def open_secrets_log() -> TextIO | None:
+    """Open the file that the environment asks TLS secrets to be written to, as curl does.
+
+    Only ``SSLKEYLOGFILE`` asks for it; quicferry never writes secrets by itself.
+    """
+    name = os.environ.get("SSLKEYLOGFILE")
+    if not name:
+        return None
+    return os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger().setLevel(value.upper())
+    if value != "debug":
+        logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -1,0 +1,15 @@
+"""Connecting to a server that may move, and HTTP/3 on such a connection."""
+
+from .connection import connect
+from .errors import RequestFailed
+from .exchange import Response, ResponseHead, StreamedResponse
+from .http3 import HttpClient
+
+__all__ = [
+    "HttpClient",
+    "RequestFailed",
+    "Response",
+    "ResponseHead",
+    "StreamedResponse",
+    "connect",
+]

@@ -1,0 +1,134 @@
+"""Connecting to a server that may move."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, TypeVar, overload
+
+from aioquic.asyncio.protocol import QuicStreamHandler
+from aioquic.h3.connection import H3_ALPN
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicTokenHandler
+from aioquic.tls import SessionTicketHandler
+
+from quicferry.io import ClientLink, ConnectionProtocol, UdpEndpoint, WrapTransport
+from quicferry.protocol import Address, ClientMigration
+from quicferry.transport import Configuration, Connection, NetworkAddress
+
+ProtocolT = TypeVar("ProtocolT", bound=ConnectionProtocol)
+
+
+@overload
+def connect(
+    host: str,
+    port: int,
+    *,
+    configuration: QuicConfiguration | None = ...,
+    session_ticket_handler: SessionTicketHandler | None = ...,
+    stream_handler: QuicStreamHandler | None = ...,
+    token_handler: QuicTokenHandler | None = ...,
+    wait_connected: bool = ...,
+    local_port: int = ...,
+    wrap_transport: WrapTransport | None = ...,
+) -> AbstractAsyncContextManager[ConnectionProtocol]: ...
+
+
+@overload
+def connect(
+    host: str,
+    port: int,
+    *,
+    configuration: QuicConfiguration | None = ...,
+    create_protocol: Callable[..., ProtocolT],
+    session_ticket_handler: SessionTicketHandler | None = ...,
+    stream_handler: QuicStreamHandler | None = ...,
+    token_handler: QuicTokenHandler | None = ...,
+    wait_connected: bool = ...,
+    local_port: int = ...,
+    wrap_transport: WrapTransport | None = ...,
+) -> AbstractAsyncContextManager[ProtocolT]: ...
+
+
+@asynccontextmanager
+async def connect(
+    host: str,
+    port: int,
+    *,
+    configuration: QuicConfiguration | None = None,
+    create_protocol: Callable[..., Any] = ConnectionProtocol,
+    session_ticket_handler: SessionTicketHandler | None = None,
+    stream_handler: QuicStreamHandler | None = None,
+    token_handler: QuicTokenHandler | None = None,
+    wait_connected: bool = True,
+    local_port: int = 0,
+    wrap_transport: WrapTransport | None = None,
+) -> AsyncIterator[Any]:
+    """Connect to a QUIC server; used as an asynchronous context manager.
+
+    The connection is closed at the end of the context. Its socket accepts datagrams from any
+    address, since the server may move; which of them belong to the connection is what QUIC finds
+    out.
+
+    Args:
+        host: The server's name or IP address.
+        port: Its UDP port.
+        configuration: As in aioquic; a `Configuration` also has the choices about server
+            migration. By default the HTTP/3 protocol and every kind of server migration.
+        create_protocol: Makes what drives the connection and is returned; for HTTP/3 it is
+            `quicferry.client.HttpClient`.
+        session_ticket_handler: As in aioquic.
+        stream_handler: As in aioquic.
+        token_handler: As in aioquic.
+        wait_connected: As in aioquic: whether to wait for the handshake.
+        local_port: The local UDP port; 0 for any.
+        wrap_transport: Puts something between the connection and its socket, for example an
+            emulated network; see `quicferry.io.link`.
+
+    Raises:
+        ConnectFailed: If the handshake does not succeed.
+        BindError: If `local_port` cannot be bound.
+        OSError: If the name cannot be resolved.
+    """
+    remote = await _resolve(host, port)
+    configuration = _completed(configuration, host)
+    connection = Connection(
+        configuration=configuration,
+        session_ticket_handler=session_ticket_handler,
+        token_handler=token_handler,
+    )
+    protocol = create_protocol(connection, stream_handler=stream_handler)
+    protocol.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    link = ClientLink(protocol, wrap_transport)
+    unspecified = IPv6Address(0) if len(remote) == 4 else IPv4Address(0)
+    endpoint = UdpEndpoint(Address(unspecified, local_port), link.received)
+    link.open(endpoint)
+    with closing(endpoint), closing(link):
+        protocol.connect(remote, transmit=wait_connected)
+        try:
+            if wait_connected:
+                await protocol.wait_connected()
+            yield protocol
+        finally:
+            protocol.close()
+            await protocol.wait_closed()
+
+
+async def _resolve(host: str, port: int) -> NetworkAddress:
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    return infos[0][4]
+
+
+def _completed(configuration: QuicConfiguration | None, host: str) -> QuicConfiguration:
+    """Return a configuration for a connection to `host`; the caller's is not changed."""
+    if configuration is None:
+        configuration = Configuration(alpn_protocols=H3_ALPN, server_migration=ClientMigration())
+    else:
+        configuration = copy.copy(configuration)
+    if configuration.server_name is None:
+        configuration.server_name = host
+    return configuration

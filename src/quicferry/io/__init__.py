@@ -1,0 +1,27 @@
+"""Datagrams between connections and the network, on the sockets of asyncio."""
+
+from .endpoint import DEFAULT_LINGER, UdpEndpoint
+from .errors import BindError, ConnectFailed, ConnectionLost
+from .link import ClientLink, DatagramLink, WrapTransport
+from .protocol import ConnectionProtocol, EventStream
+from .routing import Berth, ConnectionRouter, Handshakes
+from .stateless import AddressValidation
+from .udp import UdpSocket
+
+__all__ = [
+    "DEFAULT_LINGER",
+    "AddressValidation",
+    "Berth",
+    "BindError",
+    "ClientLink",
+    "ConnectFailed",
+    "ConnectionLost",
+    "ConnectionProtocol",
+    "ConnectionRouter",
+    "DatagramLink",
+    "EventStream",
+    "Handshakes",
+    "UdpEndpoint",
+    "UdpSocket",
+    "WrapTransport",
+]

@@ -1,0 +1,251 @@
+"""A server's connections at one endpoint: who gets which datagram.
+
+A datagram belongs to the connection that issued its destination connection ID. An Initial packet
+with an unknown one opens a connection, if handshakes are accepted at present; otherwise it is
+answered with CONNECTION_REFUSED. All connections touched by a batch of datagrams process and send
+once, at the end of the batch.
+
+Each connection has a `Berth`: the socket that it sends from. When the endpoint moves, the
+connections that move along are berthed at the new socket, one by one; one that is closing stays at
+the old socket, where its client looks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+from aioquic.asyncio.protocol import QuicStreamHandler
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicHeader,
+    QuicPacketType,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
+
+from quicferry.protocol import Address
+from quicferry.transport import Connection, NetworkAddress
+
+from .endpoint import DEFAULT_LINGER, Received, UdpEndpoint
+from .protocol import ConnectionProtocol
+from .stateless import AddressValidation, encode_initial_close
+from .udp import Datagram, UdpSocket
+
+_LONG_HEADER = 0x80
+
+
+class Handshakes(enum.Enum):
+    """What happens to clients that want to connect."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
+class Berth:
+    """Where a connection sends from, and is reached."""
+
+    def __init__(self, socket: UdpSocket, host: str | None) -> None:
+        self.socket = socket
+        self.host = host
+
+    @property
+    def local(self) -> NetworkAddress:
+        """The server's address as this connection's client sees it, without address translation."""
+        if self.host is None:
+            return self.socket.local
+        return (self.host, *self.socket.local[1:])
+
+    def send(self, datagrams: Sequence[Datagram]) -> None:
+        """Send datagrams from here."""
+        self.socket.send(datagrams, self.host)
+
+    def receives(self, socket: UdpSocket, host: str | None) -> bool:
+        """Whether a datagram that arrived at `socket` for `host` is for a connection that is here.
+
+        At the same wildcard socket it is only if the connection lives at that very address: where
+        the server has not moved to yet, it must not answer. Other sockets are those just left.
+        """
+        return socket is not self.socket or host == self.host
+
+
+class ConnectionRouter:
+    """The connections of a server.
+
+    Args:
+        address: The local address; port 0 stands for any free one.
+        configuration: For all connections.
+        create_protocol: Makes what drives a new connection.
+        session_ticket_fetcher: As in aioquic.
+        session_ticket_handler: As in aioquic.
+        validation: How the addresses of clients are validated before the handshake; None if they
+            are not.
+        stream_handler: As in aioquic.
+        linger: Seconds for which an address is still listened at after the server has left it.
+
+    Raises:
+        BindError: If the address cannot be bound.
+
+    Attributes:
+        endpoint: The sockets.
+        handshakes: Whether new clients may connect.
+        on_open: Called with each new connection before it has received anything.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        configuration: QuicConfiguration,
+        create_protocol: Callable[..., ConnectionProtocol] = ConnectionProtocol,
+        session_ticket_fetcher: SessionTicketFetcher | None = None,
+        session_ticket_handler: SessionTicketHandler | None = None,
+        validation: AddressValidation | None = None,
+        stream_handler: QuicStreamHandler | None = None,
+        linger: float = DEFAULT_LINGER,
+    ) -> None:
+        self._configuration = configuration
+        self._create_protocol = create_protocol
+        self._session_ticket_fetcher = session_ticket_fetcher
+        self._session_ticket_handler = session_ticket_handler
+        self._validation = validation
+        self._stream_handler = stream_handler
+        self._loop = asyncio.get_running_loop()
+        self._routes: dict[bytes, ConnectionProtocol] = {}
+        self._connection_ids: dict[ConnectionProtocol, set[bytes]] = {}
+        self._berths: dict[ConnectionProtocol, Berth] = {}
+        self.handshakes = Handshakes.ACCEPTED
+        self.on_open: Callable[[ConnectionProtocol], None] = lambda protocol: None
+        self.endpoint = UdpEndpoint(address, self._received, linger=linger)
+
+    @property
+    def protocols(self) -> Collection[ConnectionProtocol]:
+        """All connections that have not ended, closing ones included."""
+        return self._berths.keys()
+
+    def berth(self, protocol: ConnectionProtocol) -> Berth:
+        """Return where a connection is."""
+        return self._berths[protocol]
+
+    def move(self, protocol: ConnectionProtocol, host: str | None) -> NetworkAddress:
+        """Berth a connection at the endpoint's current socket.
+
+        Args:
+            protocol: The connection.
+            host: Its host address, if the socket is bound to all of the host's.
+
+        Returns:
+            The server's address for this connection from now on.
+        """
+        berth = Berth(self.endpoint.socket, host if self.endpoint.socket.is_wildcard else None)
+        self._berths[protocol] = berth
+        protocol.attach(berth)
+        return berth.local
+
+    def close(self) -> None:
+        """Close the sockets; connections that are still open find no way out any more."""
+        self.endpoint.close()
+        self._routes.clear()
+        self._connection_ids.clear()
+        self._berths.clear()
+
+    def _received(self, socket: UdpSocket, datagrams: Received) -> None:
+        touched: dict[ConnectionProtocol, None] = {}
+        for data, addr, host in datagrams:
+            protocol = self._route(socket, data, addr, host)
+            if protocol is not None and self._berths[protocol].receives(socket, host):
+                protocol.receive(data, addr)
+                touched[protocol] = None
+        for protocol in touched:
+            protocol.settle()
+
+    def _route(
+        self, socket: UdpSocket, data: bytes, addr: NetworkAddress, host: str | None
+    ) -> ConnectionProtocol | None:
+        """Return the connection that a datagram belongs to; it may come into being here."""
+        if data and not data[0] & _LONG_HEADER:
+            return self._routes.get(data[1 : 1 + self._configuration.connection_id_length])
+        try:
+            header = pull_quic_header(
+                Buffer(data=data), host_cid_length=self._configuration.connection_id_length
+            )
+        except ValueError:
+            return None
+        if header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
+            return None  # answering it could make two servers answer each other forever
+        answer: bytes | None = None
+        if header.version not in self._configuration.supported_versions:
+            if len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
+                answer = encode_quic_version_negotiation(
+                    source_cid=header.destination_cid,
+                    destination_cid=header.source_cid,
+                    supported_versions=self._configuration.supported_versions,
+                )
+        elif header.destination_cid in self._routes:
+            return self._routes[header.destination_cid]
+        elif (
+            header.packet_type == QuicPacketType.INITIAL and len(data) >= SMALLEST_MAX_DATAGRAM_SIZE
+        ):
+            opened = self._open(socket, header, addr, host)
+            if isinstance(opened, ConnectionProtocol):
+                return opened
+            answer = opened
+        if answer is not None:
+            socket.send([(answer, addr)], host)
+        return None
+
+    def _open(
+        self, socket: UdpSocket, header: QuicHeader, addr: NetworkAddress, host: str | None
+    ) -> ConnectionProtocol | bytes:
+        """Return a connection for a new client, or the answer that it gets instead."""
+        if self.handshakes is Handshakes.REFUSED or socket is not self.endpoint.socket:
+            return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
+        original_cid, retry_cid = header.destination_cid, None
+        if self._validation is not None:
+            now = self._loop.time()
+            if not header.token:
+                return self._validation.challenge(header, addr, now)
+            try:
+                original_cid = self._validation.original_destination(header, addr, now)
+            except ValueError:
+                return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
+            retry_cid = header.destination_cid
+        connection = Connection(
+            configuration=self._configuration,
+            original_destination_connection_id=original_cid,
+            retry_source_connection_id=retry_cid,
+            session_ticket_fetcher=self._session_ticket_fetcher,
+            session_ticket_handler=self._session_ticket_handler,
+        )
+        protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
+        protocol.follow_connection_ids(
+            issued=partial(self._issued, protocol),
+            retired=partial(self._retired, protocol),
+            terminated=partial(self._terminated, protocol),
+        )
+        connection.server_address = self.move(protocol, host)
+        self._connection_ids[protocol] = set()
+        self._issued(protocol, header.destination_cid)
+        self._issued(protocol, connection.host_cid)
+        self.on_open(protocol)
+        return protocol
+
+    def _issued(self, protocol: ConnectionProtocol, cid: bytes) -> None:
+        if protocol in self._connection_ids:
+            self._connection_ids[protocol].add(cid)
+            self._routes[cid] = protocol
+
+    def _retired(self, protocol: ConnectionProtocol, cid: bytes) -> None:
+        if protocol in self._connection_ids:
+            self._connection_ids[protocol].discard(cid)
+            self._routes.pop(cid, None)
+
+    def _terminated(self, protocol: ConnectionProtocol) -> None:
+        self._berths.pop(protocol, None)
+        for cid in self._connection_ids.pop(protocol, ()):
+            del self._routes[cid]

@@ -1,0 +1,1 @@
+"""The laboratory: testbeds, scenarios and measurements for everything quicferry claims."""

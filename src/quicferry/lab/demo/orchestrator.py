@@ -1,0 +1,268 @@
+"""The demo as an orchestrator sees it: processes, a load, and relocations through a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from quicferry.lab.demo.processes import Child, DemoError, child
+from quicferry.lab.demo.results import ClientProgress, ClientReport, DemoResult, Relocation
+from quicferry.lab.demo.settings import (
+    ClientPlan,
+    Settings,
+    WorkerSettings,
+    share_among_workers,
+)
+from quicferry.server import ManagementClient
+from quicferry.server.certificate import self_signed
+
+START_TIMEOUT = 20.0
+RELOCATION_TIMEOUT = 15.0
+FINISH_TIMEOUT = 30.0
+
+
+class Observer(Protocol):
+    """Is told how the demo goes on; the display is one."""
+
+    def note(self, text: str) -> None:
+        """Take note of something that happened."""
+
+    def progress(self, progress: ClientProgress) -> None:
+        """Take note of how a client is doing."""
+
+
+async def run_demo(settings: Settings, observer: Observer) -> DemoResult:
+    """Start everything, relocate the server under load, and return what was found out.
+
+    No process outlives this call, however it ends.
+
+    Args:
+        settings: What to do.
+        observer: Is told how it goes.
+
+    Raises:
+        DemoError: A process died, or something took far too long.
+        QuicferryError: The server refused what it was told.
+    """
+    limit = START_TIMEOUT + settings.duration + FINISH_TIMEOUT
+    limit += settings.relocations * RELOCATION_TIMEOUT
+    try:
+        async with asyncio.timeout(limit), AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quicferry-")))
+            return await _Demo(settings, observer, folder, stack).run()
+    except TimeoutError:
+        raise DemoError(
+            f"the demo was not over after {limit:.0f} s; try fewer clients or a faster path"
+        ) from None
+
+
+class _Demo:
+    def __init__(
+        self, settings: Settings, observer: Observer, folder: Path, stack: AsyncExitStack
+    ) -> None:
+        self._settings = settings
+        self._observer = observer
+        self._folder = folder
+        self._stack = stack
+        self._port = _free_port((settings.source, settings.destination))
+        self._certificate = folder / "certificate.pem"
+        self._key = folder / "key.pem"
+        self._management = folder / "management.sock"
+        self._plans = settings.plans()
+        self._connected: set[int] = set()
+        self._all_connected = asyncio.Event()
+        self._workers: list[Child] = []
+        self._reports: dict[int, ClientReport] = {}
+        self._all_reported = asyncio.Event()
+
+    async def run(self) -> DemoResult:
+        self._write_certificate()
+        server = await self._start_server()
+        watchers: list[Coroutine[Any, Any, None]] = [self._watch_server(server)]
+        for plans in share_among_workers(self._plans):
+            worker = await self._start_worker(plans)
+            self._workers.append(worker)
+            watchers.append(self._watch_worker(worker, plans))
+        return await _while_watched(self._play(), watchers)
+
+    # What happens, in order
+
+    async def _play(self) -> DemoResult:
+        settings = self._settings
+        async with _limit(START_TIMEOUT, "the clients did not all connect"):
+            await self._all_connected.wait()
+        self._observer.note(f"{len(self._plans)} clients are connected")
+        started = time.monotonic()
+        self._tell_workers("begin")
+        relocations = []
+        async with ManagementClient.connect(self._management) as management:
+            for number in range(settings.relocations):
+                due = started + settings.duration * (number + 1) / (settings.relocations + 1)
+                await asyncio.sleep(due - time.monotonic())
+                async with _limit(RELOCATION_TIMEOUT, "the relocation did not complete"):
+                    relocations.append(await self._relocate(management, number))
+        await asyncio.sleep(started + settings.duration - time.monotonic())
+        self._tell_workers("stop")
+        self._observer.note("the load ends")
+        async with _limit(FINISH_TIMEOUT, "the clients did not finish"):
+            await self._all_reported.wait()
+        return DemoResult(
+            started=started,
+            relocations=tuple(relocations),
+            planned_relocations=settings.relocations,
+            clients=tuple((plan, self._reports[plan.id]) for plan in self._plans),
+        )
+
+    async def _relocate(self, management: ManagementClient, number: int) -> Relocation:
+        hosts = (self._settings.source, self._settings.destination)
+        ends = [f"{host}:{self._port}" for host in hosts]
+        source, destination = ends if number % 2 == 0 else reversed(ends)
+        imminent_at = time.monotonic()
+        preparation = await management.command("imminent", address=destination)
+        if not preparation["ready"]:
+            raise DemoError(f"the server did not get ready to move: {preparation}")
+        ready_at = time.monotonic()
+        self._observer.note(
+            f"ready to move to {destination} after {(ready_at - imminent_at) * 1000:.1f} ms"
+        )
+        switched_at = (await management.command("switch", address=destination))["switched_at"]
+        self._tell_workers("probe")
+        self._observer.note(f"switched to {destination}")
+        completion = await management.command("wait", timeout=RELOCATION_TIMEOUT)
+        if not completion["completed"]:
+            raise DemoError(f"not every client completed its migration: {completion}")
+        completed_at = switched_at + completion["seconds"]
+        self._observer.note(
+            f"all migrations completed {(completed_at - switched_at) * 1000:.1f} ms "
+            "after the switch"
+        )
+        return Relocation(source, destination, imminent_at, ready_at, switched_at, completed_at)
+
+    # The processes
+
+    def _write_certificate(self) -> None:
+        certificate, key = self_signed([self._settings.source, self._settings.destination])
+        self._certificate.write_bytes(certificate)
+        self._key.touch(mode=0o600)
+        self._key.write_bytes(key)
+
+    async def _start_server(self) -> Child:
+        settings = self._settings
+        arguments = ["serve", "quicferry.lab.demo.app:app", "--json", "--until-eof"]
+        arguments += ["--bind", f"{settings.source}:{self._port}"]
+        arguments += ["--cert", str(self._certificate), "--key", str(self._key)]
+        arguments += ["--socket", str(self._management)]
+        for address in settings.pool(self._port):
+            arguments += ["--pool", str(address)]
+        if settings.qlog is not None:
+            arguments += ["--qlog", str(settings.qlog)]
+        server = await self._stack.enter_async_context(child("server", "quicferry.cli", arguments))
+        async with _limit(START_TIMEOUT, "the server did not start"):
+            async for message in server.messages():
+                if message["event"] == "listening":
+                    self._observer.note(f"the server listens on {message['address']}")
+                    return server
+        raise await server.unexpected_end()
+
+    async def _start_worker(self, plans: tuple[ClientPlan, ...]) -> Child:
+        settings = self._settings
+        numbers = ", ".join(str(plan.id) for plan in plans)
+        worker = await self._stack.enter_async_context(
+            child(f"worker with clients {numbers}", "quicferry.lab.demo.worker")
+        )
+        own = WorkerSettings(
+            server=f"{settings.source}:{self._port}",
+            ca_file=str(self._certificate),
+            clients=plans,
+            paths={
+                f"{settings.source}:{self._port}": settings.before,
+                f"{settings.destination}:{self._port}": settings.after,
+            },
+            scheduler=settings.scheduler.value,
+            qlog=None if settings.qlog is None else str(settings.qlog),
+        )
+        worker.say(**own.encode())
+        return worker
+
+    def _tell_workers(self, command: str) -> None:
+        for worker in self._workers:
+            worker.say(do=command)
+
+    async def _watch_server(self, server: Child) -> None:
+        async for _ in server.messages():
+            pass  # its events are in the results already
+        raise await server.unexpected_end()
+
+    async def _watch_worker(self, worker: Child, plans: tuple[ClientPlan, ...]) -> None:
+        async for message in worker.messages():
+            self._heard(message)
+        if any(plan.id not in self._reports for plan in plans):
+            raise await worker.unexpected_end()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message["event"] == "progress":
+            for progress in message["clients"]:
+                self._observer.progress(ClientProgress(**progress))
+        elif message["event"] == "connected":
+            self._connected.add(message["client"])
+            if len(self._connected) == len(self._plans):
+                self._all_connected.set()
+        elif message["event"] == "report":
+            report = ClientReport.decode(message["client"])
+            self._reports[report.id] = report
+            if len(self._reports) == len(self._plans):
+                self._all_reported.set()
+
+
+async def _while_watched(
+    play: Coroutine[Any, Any, DemoResult], watchers: list[Coroutine[Any, Any, None]]
+) -> DemoResult:
+    """Return what `play` returns, unless a watcher fails first; then raise its error."""
+    main = asyncio.create_task(play)
+    tasks: set[asyncio.Task[Any]] = {main, *(asyncio.create_task(watch) for watch in watchers)}
+    pending = tasks
+    try:
+        while not main.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {main}:
+                task.result()
+        return main.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _limit(seconds: float, problem: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DemoError(f"{problem} within {seconds:.0f} s") from None
+
+
+def _free_port(hosts: tuple[str, ...]) -> int:
+    """Return a UDP port that is free at every one of the hosts."""
+    for _ in range(100):
+        with contextlib.ExitStack() as stack:
+            port = 0
+            try:
+                for host in hosts:
+                    probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    probe.bind((host, port))
+                    port = probe.getsockname()[1]
+            except OSError as exc:
+                error = exc
+                continue
+            return port
+    raise DemoError(f"cannot bind the same port at {' and '.join(hosts)}: {error}")

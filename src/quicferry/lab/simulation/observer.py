@@ -1,0 +1,115 @@
+"""Sees every packet before it is encrypted, and remembers what must not happen twice.
+
+Two rules of QUIC are easy to break when connections move, and nobody on the network would notice:
+a packet number must not be used twice with a key (RFC 9001 5.3; it gives the key away), and a
+connection ID must not be used with two addresses (RFC 9000 9.5; it lets the path be linked).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aioquic.quic.crypto import CryptoContext
+from aioquic.quic.packet import is_long_header
+
+from .errors import InvariantError
+from .network import SimulatedAddress
+
+CONNECTION_ID_LENGTH = 8
+"""Of all connections in a simulation (aioquic's default)."""
+
+
+@dataclass(frozen=True)
+class SentPacket:
+    """A packet as its sender built it."""
+
+    sender: str
+    secret: bytes
+    number: int
+    header: bytes
+    payload: bytes
+
+    @property
+    def is_1rtt(self) -> bool:
+        """Whether the packet has a short header."""
+        return not is_long_header(self.header[0])
+
+
+class Observer:
+    """Records packets and checks the rules.
+
+    Attributes:
+        sender: The name of the endpoint that is sending just now; set by the endpoint.
+        packets: Every packet that was built, in order.
+    """
+
+    def __init__(self) -> None:
+        self.sender = ""
+        self.packets: list[SentPacket] = []
+        self._numbers: dict[bytes, set[int]] = defaultdict(set)
+        self._uses: dict[tuple[str, bytes], set[tuple[SimulatedAddress, SimulatedAddress]]]
+        self._uses = defaultdict(set)
+        self._aliases: dict[SimulatedAddress, SimulatedAddress] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch all connections of this process."""
+        encrypt_packet = CryptoContext.encrypt_packet
+
+        def watched(
+            crypto: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int
+        ) -> bytes:
+            self._packet_encrypted(crypto, plain_header, plain_payload, packet_number)
+            return encrypt_packet(crypto, plain_header, plain_payload, packet_number)
+
+        CryptoContext.encrypt_packet = watched  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            CryptoContext.encrypt_packet = encrypt_packet  # type: ignore[method-assign]
+
+    def forget(self) -> None:
+        """Forget the packets so far."""
+        self.packets.clear()
+        self._numbers.clear()
+        self._uses.clear()
+
+    def address_changed(self, old: SimulatedAddress, new: SimulatedAddress) -> None:
+        """A NAT gave a client a new address.
+
+        Its peer cannot know that this is not a migration of the client, and may go on with the
+        connection ID that it uses (RFC 9000 9.5): to it both are one address.
+        """
+        self._aliases[new] = self._aliases.get(old, old)
+
+    def datagram_sent(
+        self, sender: str, local: SimulatedAddress, destination: SimulatedAddress, data: bytes
+    ) -> None:
+        """An endpoint sends a datagram: note which connection ID it uses between which addresses.
+
+        Raises:
+            InvariantError: It has used it between others.
+        """
+        if is_long_header(data[0]):
+            return
+        connection_id = data[1 : 1 + CONNECTION_ID_LENGTH]
+        uses = self._uses[sender, connection_id]
+        uses.add((local, self._aliases.get(destination, destination)))
+        if len(uses) > 1:
+            raise InvariantError(
+                f"{sender} used connection ID {connection_id.hex()} between "
+                + " and between ".join(f"{a} and {b}" for a, b in sorted(uses))
+            )
+
+    def _packet_encrypted(
+        self, crypto: CryptoContext, header: bytes, payload: bytes, number: int
+    ) -> None:
+        assert crypto.secret is not None
+        numbers = self._numbers[crypto.secret]
+        if number in numbers:
+            raise InvariantError(f"{self.sender} used packet number {number} twice with one key")
+        numbers.add(number)
+        self.packets.append(SentPacket(self.sender, crypto.secret, number, header, payload))

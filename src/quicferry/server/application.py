@@ -1,0 +1,132 @@
+"""An ASGI application in this process: its start, its tasks, its end.
+
+What runs it is hypercorn's: the lifespan protocol, the loop around each call. Here is what
+hypercorn's own server would do around that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.typing import ASGIFramework, ASGISendEvent
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
+
+from .errors import ApplicationError, ClientDisconnected
+
+logger = logging.getLogger("quicferry.application")
+access_logger = logging.getLogger("quicferry.access")
+
+
+class ApplicationTasks(TaskGroup):
+    """The tasks of an application. One that fails does not take the others with it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, func: Callable[..., Any], *args: Any) -> None:
+        """Run a coroutine function in a task."""
+        task: asyncio.Task[None] = self._loop.create_task(func(*args))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def finish(self, grace: float) -> None:
+        """Wait for `grace` seconds until all tasks have ended, then cancel them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, ClientDisconnected):
+            logger.error("a task of the application failed", exc_info=error)
+
+
+class _Lifespan(Lifespan):
+    """Remembers what the application said about a failure, which hypercorn raises inside it."""
+
+    failure: LifespanFailureError | None = None
+
+    async def asgi_send(self, message: ASGISendEvent) -> None:
+        try:
+            await super().asgi_send(message)
+        except LifespanFailureError as exc:
+            self.failure = exc
+            raise
+
+
+class Application:
+    """An ASGI application that is being served.
+
+    Args:
+        app: The application.
+    """
+
+    def __init__(self, app: ASGIFramework) -> None:
+        loop = asyncio.get_running_loop()
+        self.config = Config()
+        self.config.errorlog = logger
+        self.config.include_server_header = False
+        if access_logger.isEnabledFor(logging.INFO):
+            self.config.accesslog = access_logger
+        self.call = ASGIWrapper(app)
+        self.context = WorkerContext(None)
+        self.state: dict[str, Any] = {}
+        self.tasks = ApplicationTasks(loop)
+        self._lifespan = _Lifespan(self.call, self.config, loop, self.state)
+        self._lifespan_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Run the application's startup.
+
+        Raises:
+            ApplicationError: If it fails, or does not end in time.
+        """
+        self._lifespan_task = asyncio.create_task(self._lifespan.handle_lifespan())
+        try:
+            await self._lifespan.wait_for_startup()
+        except LifespanTimeoutError as exc:
+            await self._end_lifespan()
+            raise ApplicationError(f"the application does not start: {exc}") from exc
+        if self._lifespan.failure is not None:
+            await self._end_lifespan()
+            raise ApplicationError(
+                f"the application failed to start: {self._lifespan.failure}; see its own log"
+            ) from self._lifespan.failure
+
+    async def stop(self) -> None:
+        """Let requests come to an end, and run the application's shutdown.
+
+        Raises:
+            ApplicationError: If that fails, or does not end in time.
+        """
+        await self.context.terminated.set()
+        await self.tasks.finish(self.config.graceful_timeout)
+        try:
+            await self._lifespan.wait_for_shutdown()
+        except LifespanTimeoutError as exc:
+            raise ApplicationError(f"the application does not stop: {exc}") from exc
+        finally:
+            await self._end_lifespan()
+        if self._lifespan.failure is not None:
+            raise ApplicationError(
+                f"the application failed to stop: {self._lifespan.failure}; see its own log"
+            ) from self._lifespan.failure
+
+    async def _end_lifespan(self) -> None:
+        if self._lifespan_task is not None:
+            self._lifespan_task.cancel()
+            await asyncio.gather(self._lifespan_task, return_exceptions=True)

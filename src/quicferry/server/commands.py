@@ -1,0 +1,327 @@
+"""The commands of the management interface, as data: what they are given, do and answer.
+
+A request is a JSON object with a ``command``, an ``id`` that comes back in the reply, and the
+fields of the command; nothing else is accepted. It is checked as a whole before anything is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from quicferry.protocol import (
+    Address,
+    MigrationAddress,
+    MigrationErrorCode,
+    MigrationProtocol,
+    QuicferryError,
+    protocol_from_name,
+    protocol_name,
+)
+
+from .errors import ConfigurationError, ManagementError, RelocationError, RelocationErrorCode
+from .planning import Choice
+from .relocator import DEFAULT_DEADLINE, Unready
+from .reports import ServerEvent
+from .server import Server
+
+LONGEST_WAIT = 3600.0
+"""The largest deadline and time limit that is accepted, in seconds."""
+
+BAD_REQUEST = "BAD_REQUEST"
+UNKNOWN_COMMAND = "UNKNOWN_COMMAND"
+FAILED = "FAILED"
+
+Json = Any
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a command.
+
+    Attributes:
+        parse: Makes a value of what JSON gave, or raises ManagementError.
+        default: The value where the field is absent; `REQUIRED` if it must not be.
+    """
+
+    parse: Callable[[str, Json], Any]
+    default: Any = None
+
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        fields: Its fields by name.
+        run: Does it and returns the result.
+    """
+
+    fields: Mapping[str, Field]
+    run: Callable[[Server, Fields], Awaitable[dict[str, Json]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that makes sense.
+
+    Attributes:
+        id: What the reply is to be marked with.
+        name: The name of the command.
+        fields: All of its fields.
+    """
+
+    id: Json
+    name: str
+    fields: Fields
+
+
+def decode(line: bytes) -> dict[str, Json]:
+    """Return the JSON object that a line holds.
+
+    Raises:
+        ManagementError: BAD_REQUEST if it does not hold one.
+    """
+    try:
+        message = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise ManagementError(BAD_REQUEST, f"this is not JSON: {exc}; send one object") from None
+    if not isinstance(message, dict):
+        raise ManagementError(BAD_REQUEST, "a request is a JSON object; send one for each line")
+    return message
+
+
+def parse(message: Mapping[str, Json]) -> Request:
+    """Return the request that a JSON object stands for.
+
+    Raises:
+        ManagementError: If the command is unknown, or a field is wrong, missing, or unknown.
+    """
+    name = message.get("command")
+    if not isinstance(name, str) or name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise ManagementError(UNKNOWN_COMMAND, f"unknown command {name!r}; there are: {known}")
+    fields = COMMANDS[name].fields
+    unknown = message.keys() - fields.keys() - {"command", "id"}
+    if unknown:
+        given, known = ", ".join(sorted(unknown)), ", ".join(fields) or "none"
+        raise ManagementError(BAD_REQUEST, f"{name} has no field {given}; its fields are: {known}")
+    values = {}
+    for key, field in fields.items():
+        if message.get(key) is not None:
+            values[key] = field.parse(key, message[key])
+        elif field.default is REQUIRED:
+            raise ManagementError(BAD_REQUEST, f"{name} needs the field {key}")
+        else:
+            values[key] = field.default
+    return Request(reply_id(message), name, values)
+
+
+def reply_id(message: Mapping[str, Json]) -> Json:
+    """Return what the reply to a message is marked with: its id if that is a string or number."""
+    given = message.get("id")
+    return given if isinstance(given, (str, int, float)) else None
+
+
+async def execute(server: Server, request: Request) -> dict[str, Json]:
+    """Do what a request asks for and return the result.
+
+    Raises:
+        ManagementError: If it cannot be done.
+    """
+    try:
+        return await COMMANDS[request.name].run(server, request.fields)
+    except RelocationError as exc:
+        raise ManagementError(exc.code.name, str(exc)) from exc
+    except ConfigurationError as exc:
+        raise ManagementError(BAD_REQUEST, str(exc)) from exc
+    except QuicferryError as exc:
+        raise ManagementError(FAILED, str(exc)) from exc
+
+
+def describe_event(event: ServerEvent) -> dict[str, Json]:
+    """Return an event in values that JSON can express."""
+    values = {
+        field.name: _describe(getattr(event.event, field.name))
+        for field in dataclasses.fields(event.event)
+    }
+    return {"event": type(event.event).__name__, "connection": event.connection_id, **values}
+
+
+def _describe(value: Any) -> Json:
+    match value:
+        case MigrationProtocol():
+            names = [protocol_name(each) for each in value]
+            return names[0] if len(names) == 1 else names
+        case Address() | MigrationAddress():
+            return str(value)
+        case MigrationErrorCode():
+            return value.name
+        case enum.IntEnum():
+            return int(value)
+        case enum.Enum():
+            return value.value
+    return value
+
+
+# Fields
+
+
+def _bad(problem: str) -> NoReturn:
+    raise ManagementError(BAD_REQUEST, problem)
+
+
+def _text(key: str, value: Json) -> str:
+    return value if isinstance(value, str) else _bad(f"{key} must be a string")
+
+
+def _seconds(key: str, value: Json) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _bad(f"{key} must be a number of seconds")
+    if not 0 < value <= LONGEST_WAIT:
+        _bad(f"{key} must be more than 0 and at most {LONGEST_WAIT:.0f} seconds")
+    return float(value)
+
+
+def _address(key: str, value: Json) -> Address:
+    try:
+        return Address.parse(_text(key, value))
+    except ValueError as exc:
+        raise ManagementError(MigrationErrorCode.INVALID_ADDRESS.name, f"{key}: {exc}") from None
+
+
+def _announced(key: str, value: Json) -> MigrationAddress:
+    try:
+        return MigrationAddress.parse(_text(key, value))
+    except ValueError as exc:
+        raise ManagementError(MigrationErrorCode.INVALID_ADDRESS.name, f"{key}: {exc}") from None
+
+
+def _protocol(key: str, value: Json) -> MigrationProtocol | None:
+    if _text(key, value) == "auto":
+        return None
+    try:
+        return protocol_from_name(value)
+    except ValueError as exc:
+        code = RelocationErrorCode.UNKNOWN_PROTOCOL.name
+        raise ManagementError(code, f"{key}: {exc}, or auto") from None
+
+
+def _connections(key: str, value: Json) -> dict[str, Choice]:
+    if not isinstance(value, dict):
+        _bad(f"{key} must be an object from the ids of connections to their choices")
+    choices: dict[str, Choice] = {}
+    for name, choice in value.items():
+        if not isinstance(choice, dict) or choice.keys() - {"protocol", "address"}:
+            _bad(f"{key}: the choice for {name!r} is an object with protocol and address")
+        protocol, address = choice.get("protocol"), choice.get("address")
+        choices[name] = (
+            None if protocol is None else _protocol("protocol", protocol),
+            None if address is None else _announced("address", address),
+        )
+    return choices
+
+
+def _unready(key: str, value: Json) -> Unready:
+    try:
+        return Unready(_text(key, value))
+    except ValueError:
+        _bad(f"{key} must be one of: {', '.join(each.value for each in Unready)}")
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key is given twice")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+# Commands
+
+
+async def _imminent(server: Server, fields: Fields) -> dict[str, Json]:
+    preparation = await server.imminent(
+        fields["protocol"],
+        fields["address"],
+        connections=fields["connections"],
+        deadline=fields["deadline"],
+    )
+    return {
+        "ready": preparation.is_ready,
+        "seconds": preparation.seconds,
+        "connections": {
+            name: protocol_name(protocol) for name, protocol in preparation.protocols.items()
+        },
+        "unready": list(preparation.unready),
+        "unable": dict(preparation.unable),
+        "failed": dict(preparation.failed),
+    }
+
+
+async def _switch(server: Server, fields: Fields) -> dict[str, Json]:
+    relocation = await server.switch(fields["address"], unready=fields["unready"])
+    return {
+        "source": str(relocation.source),
+        "destination": str(relocation.destination),
+        "switched_at": relocation.switched_at,
+        "told": list(relocation.told),
+        "closed": list(relocation.closed),
+    }
+
+
+async def _wait(server: Server, fields: Fields) -> dict[str, Json]:
+    completion = await server.wait_completed(fields["timeout"])
+    return {
+        "completed": completion.is_complete,
+        "seconds": completion.seconds,
+        "completed_seconds": dict(completion.completed),
+        "pending": list(completion.pending),
+        "lost": list(completion.lost),
+    }
+
+
+async def _status(server: Server, fields: Fields) -> dict[str, Json]:
+    return server.status()
+
+
+async def _abort(server: Server, fields: Fields) -> dict[str, Json]:
+    await server.abort()
+    return {}
+
+
+async def _nothing(server: Server, fields: Fields) -> dict[str, Json]:
+    return {}
+
+
+COMMANDS: Mapping[str, Command] = {
+    "imminent": Command(
+        {
+            "protocol": Field(_protocol),
+            "address": Field(_announced),
+            "connections": Field(_connections),
+            "deadline": Field(_seconds, DEFAULT_DEADLINE),
+        },
+        _imminent,
+    ),
+    "switch": Command(
+        {"address": Field(_address, REQUIRED), "unready": Field(_unready, Unready.ABORT)}, _switch
+    ),
+    "wait": Command({"timeout": Field(_seconds, LONGEST_WAIT)}, _wait),
+    "status": Command({}, _status),
+    "abort": Command({}, _abort),
+    # The management server does the rest of these two after its reply.
+    "shutdown": Command({}, _nothing),
+    "events": Command({}, _nothing),
+}

@@ -1,0 +1,141 @@
+"""One HTTP/3 request to an ASGI application, and its response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aioquic.h3.events import Headers
+from hypercorn.protocol.events import Response
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    Scope,
+)
+from hypercorn.utils import suppress_body
+
+from .errors import ClientDisconnected
+
+logger = logging.getLogger("quicferry.server")
+
+
+class Exchange:
+    """One request and its response; to hypercorn, the application that is called for it.
+
+    Args:
+        stream_id: The stream of the request.
+        method: The method of the request.
+        application: The application.
+        granted: Called when the application has read a part of the body.
+    """
+
+    def __init__(
+        self,
+        stream_id: int,
+        method: bytes,
+        application: AppWrapper,
+        granted: Callable[[Exchange], None],
+    ) -> None:
+        self.stream_id = stream_id
+        self.is_disconnected = False
+        self.request_ended = False
+        self.response_ended = False
+        self.room: asyncio.Future[None] | None = None
+        self.pump: asyncio.Task[None] | None = None
+        self.trailers: Headers = []
+        self._application = application
+        self._granted = granted
+        self._method = method
+        self._chunks: list[bytes] = []
+        self._news = asyncio.Event()
+        self._received = 0
+        self._unread = 0
+        self._announced: int | None = None
+        self._sent = 0
+
+    # The request
+
+    def received(self, size: int) -> int:
+        """Note that the stream has grown; return how much of it the application has read."""
+        self._received += size
+        return self._received - self._unread
+
+    def put(self, data: bytes) -> None:
+        """Take a part of the body in."""
+        self._chunks.append(data)
+        self._unread += len(data)
+        self._news.set()
+
+    def end(self) -> None:
+        """Note that the body is complete."""
+        self.request_ended = True
+        self._news.set()
+
+    def disconnect(self) -> None:
+        """Note that the client is gone, or wants no response."""
+        self.is_disconnected = True
+        self._news.set()
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
+
+    async def news(self) -> tuple[bytes, bool]:
+        """Wait for more, and return the data and whether nothing will follow."""
+        await self._news.wait()
+        self._news.clear()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        return data, self.request_ended
+
+    # The response
+
+    def started(self, response: Response) -> None:
+        """Note how long the body is announced to be."""
+        if not suppress_body(self._method.decode(), response.status_code):
+            lengths = [value for name, value in response.headers if name == b"content-length"]
+            self._announced = int(lengths[0]) if lengths else None
+
+    def sends(self, size: int) -> None:
+        """Note that the body grows.
+
+        Raises:
+            ValueError: If it becomes longer than announced.
+        """
+        self._sent += size
+        if self._announced is not None and self._sent > self._announced:
+            raise ValueError(f"the body is longer than its content-length of {self._announced}")
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether the body is shorter than announced."""
+        return self._announced is not None and self._sent < self._announced
+
+    # The application
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., Any],
+        call_soon: Callable[..., Any],
+    ) -> None:
+        """Run the application for this request."""
+
+        async def paced_receive() -> ASGIReceiveEvent:
+            message = await receive()
+            if message["type"] == "http.request":
+                self._unread -= len(message["body"])
+                self._granted(self)
+            return message
+
+        try:
+            await self._application(scope, paced_receive, send, sync_spawn, call_soon)
+        except ClientDisconnected as exc:
+            logger.debug("%s", exc)
+        finally:
+            if self.pump is not None:
+                self.pump.cancel()

@@ -1,0 +1,346 @@
+"""Moves a server by the technique *rebind*: what was planned, done to connections and sockets.
+
+`planning` says whether a request makes sense, `Synchronisation` what has to be done next; this is
+where it is done, and where time comes in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from quicferry.io import BindError, ConnectionLost, ConnectionProtocol, ConnectionRouter, Handshakes
+from quicferry.protocol import (
+    Address,
+    MigrationCompleted,
+    MigrationError,
+    MigrationEvent,
+    MigrationFailed,
+    MigrationProtocol,
+    MigrationReady,
+    PoolAddressAcknowledged,
+    ServerMigration,
+)
+
+from .errors import ConfigurationError, RelocationError, RelocationErrorCode
+from .planning import (
+    Choice,
+    Destination,
+    Situation,
+    check_destination,
+    plan_for_all,
+    plan_for_named,
+)
+from .reports import Completion, PhaseChanged, Preparation, Relocation, ServerEvent
+from .synchronisation import (
+    Action,
+    Assignment,
+    Close,
+    Phase,
+    Plan,
+    Prepare,
+    Progress,
+    Resume,
+    Synchronisation,
+    Tell,
+)
+
+logger = logging.getLogger("quicferry.server")
+
+MIGRATED = "server migrated"
+"""The reason given to connections that are closed because the server goes without them."""
+
+DEFAULT_DEADLINE = 5.0
+"""Seconds within which every connection should be ready."""
+
+
+class Unready(enum.Enum):
+    """What to do at the switch with connections that are not ready."""
+
+    ABORT = "abort"
+    """Give the migration up; every connection goes on as if nothing had happened."""
+    LEAVE = "leave"
+    """Go without them; they are closed."""
+
+
+class _Migration:
+    """The times of one migration, and who waits for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.announced_at = loop.time()
+        self.prepared: asyncio.Future[Preparation] = loop.create_future()
+        self.deadline: asyncio.TimerHandle | None = None
+        self.switched_at: float | None = None
+        self.completed: dict[str, float] = {}
+        self.done_at: float | None = None
+        self.done = asyncio.Event()
+
+
+class Relocator:
+    """Moves the connections of a router to other addresses.
+
+    Args:
+        router: The connections and sockets of the server.
+        options: The server's choices about server migration; None where that is off.
+        publish: Called with everything that happens.
+    """
+
+    def __init__(
+        self,
+        router: ConnectionRouter,
+        options: ServerMigration | None,
+        publish: Callable[[ServerEvent], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._router = router
+        self._options = options
+        self._publish = publish
+        self._published = Phase.SERVING
+        self._migration: _Migration | None = None
+        self._is_closed = False
+        self.sync = Synchronisation()
+        router.on_open = self._adopt
+
+    def connections(self) -> dict[str, ConnectionProtocol]:
+        """Return the connections that are open, by stable id."""
+        return {
+            protocol.connection.stable_id: protocol
+            for protocol in self._router.protocols
+            if protocol.is_connected and protocol.closed_by is None
+        }
+
+    # Commands
+
+    async def imminent(
+        self,
+        protocol: MigrationProtocol | None,
+        address: Destination,
+        connections: Mapping[str, Choice] | None,
+        deadline: float,
+    ) -> Preparation:
+        """Announce a migration; see `Server.imminent`."""
+        if not deadline > 0:
+            raise ConfigurationError("the deadline must be a positive number of seconds")
+        if connections is None:
+            plan = plan_for_all(self._situation(), protocol, address)
+        elif protocol is not None or address is not None:
+            raise ConfigurationError(
+                "give one protocol and address for all connections, or one for each of the named"
+            )
+        else:
+            plan = plan_for_named(self._situation(), connections)
+        return await asyncio.shield(self._begin(plan, deadline).prepared)
+
+    async def switch(self, address: Address, unready: Unready) -> Relocation:
+        """Go to another address; see `Server.switch`."""
+        if self._migration is not None and self.sync.phase is Phase.PREPARING:
+            await asyncio.shield(self._migration.prepared)
+        self.sync.check_switch()
+        pool = self._options.pool if self._options is not None else ()
+        check_destination(self.sync.plan, self._situation().current, pool, address)
+        if self.sync.unready and unready is Unready.ABORT:
+            error = RelocationError(
+                RelocationErrorCode.NOT_READY,
+                f"connections are not ready: {', '.join(self.sync.unready)}; the migration is "
+                "aborted, and every connection goes on where it is",
+            )
+            self._abort(error)
+            raise error
+        return self._move(address)
+
+    def abort(self) -> None:
+        """Give the migration up; see `Server.abort`."""
+        self._abort(RelocationError(RelocationErrorCode.ABORTED))
+
+    async def wait_completed(self, within: float | None) -> Completion:
+        """Wait until all connections have followed; see `Server.wait_completed`."""
+        migration = self._migration
+        if migration is None or migration.switched_at is None:
+            raise RelocationError(RelocationErrorCode.NOT_PREPARED, "the server has not been moved")
+        try:
+            async with asyncio.timeout(within):
+                await migration.done.wait()
+        except TimeoutError:
+            pass
+        return Completion(
+            is_complete=migration.done_at is not None,
+            seconds=(migration.done_at or self._loop.time()) - migration.switched_at,
+            completed=dict(migration.completed),
+            pending=self.sync.those(Progress.SWITCHED),
+            lost=self.sync.those(Progress.CLOSED, Progress.FAILED),
+        )
+
+    def close(self) -> None:
+        """Let nobody wait for a migration any longer; the connections will be closed."""
+        self._is_closed = True
+        migration = self._migration
+        if migration is None:
+            return
+        if migration.deadline is not None:
+            migration.deadline.cancel()
+        migration.done.set()
+        if not migration.prepared.done():
+            migration.prepared.set_exception(
+                RelocationError(RelocationErrorCode.ABORTED, "the server is closed")
+            )
+            migration.prepared.exception()  # it may be that nobody waits
+
+    # Steps
+
+    def _situation(self) -> Situation:
+        return Situation(
+            migration=self._options,
+            current=self._router.endpoint.address,
+            connections={name: each.connection for name, each in self.connections().items()},
+            handshaking=[
+                protocol.connection.stable_id
+                for protocol in self._router.protocols
+                if not protocol.is_connected
+            ],
+        )
+
+    def _begin(self, plan: Plan, deadline: float) -> _Migration:
+        actions = self.sync.imminent(plan)
+        migration = self._migration = _Migration(self._loop)
+        migration.deadline = self._loop.call_later(deadline, self._deadline_passed)
+        self._note_phase()
+        for protocol in list(self._router.protocols):
+            if not protocol.is_connected and protocol.closed_by is None:
+                protocol.refuse("the server is about to move; connect again in a moment")
+        self._carry_out(actions)
+        return migration
+
+    def _deadline_passed(self) -> None:
+        self._carry_out(self.sync.deadline_passed())
+
+    def _abort(self, error: RelocationError) -> None:
+        actions = self.sync.abort()
+        migration = self._migration
+        if migration is not None and not migration.prepared.done():
+            migration.prepared.set_exception(error)
+            migration.prepared.exception()  # it may be that nobody waits
+        self._carry_out(actions)
+
+    def _move(self, address: Address) -> Relocation:
+        endpoint = self._router.endpoint
+        try:
+            socket = endpoint.bind(address)
+        except BindError as exc:
+            raise RelocationError(
+                RelocationErrorCode.CANNOT_BIND, f"{exc}; the server goes on at {endpoint.address}"
+            ) from exc
+        # From here on nothing can fail any more
+        source = endpoint.address
+        migration = self._migration
+        assert migration is not None, "there is a phase other than serving"
+        migration.switched_at = self._loop.time()
+        actions = self.sync.switch()
+        closed = [action for action in actions if isinstance(action, Close)]
+        told = [action for action in actions if isinstance(action, Tell)]
+        self._carry_out(closed)
+        endpoint.switch_to(socket)
+        self._carry_out(told)
+        return Relocation(
+            source,
+            address,
+            migration.switched_at,
+            tuple(action.connection_id for action in told),
+            tuple(action.connection_id for action in closed),
+        )
+
+    # What happens on connections
+
+    def _adopt(self, protocol: ConnectionProtocol) -> None:
+        protocol.on_migration_event(partial(self._happened, protocol))
+        protocol.on_lost(partial(self._lost, protocol.connection.stable_id))
+
+    def _happened(self, protocol: ConnectionProtocol, event: MigrationEvent) -> None:
+        name = protocol.connection.stable_id
+        self._publish(ServerEvent(name, event))
+        match event:
+            case MigrationReady():
+                self._carry_out(self.sync.ready(name))
+            case MigrationCompleted():
+                migration = self._migration
+                if migration is not None and migration.switched_at is not None:
+                    migration.completed[name] = self._loop.time() - migration.switched_at
+                self._carry_out(self.sync.completed(name))
+            case MigrationFailed(error=error):
+                self._carry_out(self.sync.failed(name, error))
+            case PoolAddressAcknowledged():
+                if protocol.connection.migration_obstacle(MigrationProtocol.POOL_OF_ADDRESSES):
+                    return
+                self._carry_out(self.sync.pool_acknowledged(name))
+
+    def _lost(self, name: str, lost: ConnectionLost) -> None:
+        if not self._is_closed:
+            self._carry_out(self.sync.closed(name))
+
+    # Actions
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        open_now = self.connections() if actions else {}
+        for action in actions:
+            protocol = open_now.get(action.connection_id)
+            if protocol is None or protocol.closed_by is not None:
+                continue
+            try:
+                self._do(action, protocol)
+            except MigrationError as exc:
+                # It has closed itself, and its event says why.
+                logger.warning("connection %s: %s", action.connection_id, exc)
+            protocol.settle()
+        self._note_phase()
+
+    def _do(self, action: Action, protocol: ConnectionProtocol) -> None:
+        connection, now = protocol.connection, self._loop.time()
+        match action:
+            case Prepare(assignment=assignment):
+                connection.imminent_migration(assignment.protocol, assignment.address, now=now)
+            case Resume():
+                connection.abort_migration(now=now)
+            case Close():
+                protocol.close(reason_phrase=MIGRATED)
+            case Tell(assignment=assignment):
+                host = self._host_of(protocol, assignment)
+                connection.network_switch(self._router.move(protocol, host), now=now)
+
+    def _host_of(self, protocol: ConnectionProtocol, assignment: Assignment) -> str:
+        """Return where a connection finds the server if that listens at all addresses."""
+        if assignment.address is not None:
+            announced = assignment.address.for_family(self._router.endpoint.address.family)
+            if announced is not None:
+                return str(announced.host)
+        return str(self._router.berth(protocol).local[0])
+
+    def _note_phase(self) -> None:
+        """Draw the conclusions from a change of the phase."""
+        phase, migration = self.sync.phase, self._migration
+        if phase is self._published:
+            return
+        self._published = phase
+        accepted = self.sync.accepts_handshakes
+        self._router.handshakes = Handshakes.ACCEPTED if accepted else Handshakes.REFUSED
+        if migration is not None and phase is not Phase.PREPARING:
+            if phase is not Phase.OVERDUE and migration.deadline is not None:
+                migration.deadline.cancel()
+            if phase in (Phase.READY, Phase.OVERDUE) and not migration.prepared.done():
+                migration.prepared.set_result(self._preparation(migration))
+            if phase is Phase.SERVING and migration.switched_at is not None:
+                migration.done_at = self._loop.time()
+                migration.done.set()
+        self._publish(ServerEvent(None, PhaseChanged(phase)))
+
+    def _preparation(self, migration: _Migration) -> Preparation:
+        plan = self.sync.plan
+        return Preparation(
+            is_ready=self.sync.phase is Phase.READY,
+            seconds=self._loop.time() - migration.announced_at,
+            protocols={name: each.protocol for name, each in plan.assignments.items()},
+            unready=self.sync.unready,
+            unable=dict(plan.unable),
+            failed={name: error.name for name, error in self.sync.failures.items()},
+        )

@@ -1,0 +1,296 @@
+"""A QUIC server that can be moved to another address while its clients stay connected.
+
+`serve` starts a `Server`. A relocation takes three calls:
+
+    await server.imminent()                                  # every connection prepares
+    await server.switch(Address.parse("127.0.0.2:4433"))     # the sockets move
+    await server.wait_completed()                            # every client has followed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import socket
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from aioquic.asyncio.protocol import QuicStreamHandler
+from aioquic.h3.connection import H3_ALPN
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
+from hypercorn.typing import ASGIFramework
+
+from quicferry.io import (
+    DEFAULT_LINGER,
+    AddressValidation,
+    ConnectionProtocol,
+    ConnectionRouter,
+    EventStream,
+    Handshakes,
+)
+from quicferry.protocol import Address, MigrationProtocol, protocol_name
+from quicferry.transport import address_from_network
+
+from .application import Application
+from .asgi import AsgiProtocol
+from .errors import ConfigurationError
+from .planning import Choice, Destination
+from .relocator import DEFAULT_DEADLINE, Relocator, Unready
+from .reports import Completion, Preparation, Relocation, ServerEvent
+from .synchronisation import Phase, Progress
+
+
+class Server:
+    """A running server; made by `serve`. As a context manager it is closed at the end.
+
+    Args:
+        router: Its connections and sockets.
+        configuration: The configuration of its connections.
+        application: The ASGI application that answers requests, already started; or None.
+    """
+
+    def __init__(
+        self,
+        router: ConnectionRouter,
+        configuration: QuicConfiguration,
+        application: Application | None,
+    ) -> None:
+        options = getattr(configuration, "server_migration", None)
+        self._router = router
+        self._relocator = Relocator(router, options, self._publish)
+        self._application = application
+        self._streams: list[EventStream[ServerEvent]] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    @property
+    def address(self) -> Address:
+        """Where the server is; the host is unspecified if it listens at all of the host's."""
+        return self._router.endpoint.address
+
+    @property
+    def phase(self) -> Phase:
+        """Where the server is in a migration."""
+        return self._relocator.sync.phase
+
+    @property
+    def connections(self) -> Mapping[str, ConnectionProtocol]:
+        """The connections that are open, by stable id."""
+        return self._relocator.connections()
+
+    def events(self) -> EventStream[ServerEvent]:
+        """Return an iterator over what happens from now on, until the server is closed."""
+        stream: EventStream[ServerEvent] = EventStream()
+        if self._closed.is_set():
+            stream.end()
+        self._streams = [*self._live_streams(), stream]
+        return stream
+
+    def status(self) -> dict[str, Any]:
+        """Return how the server and each connection is, in values that JSON can express."""
+        sync = self._relocator.sync
+        progress = sync.progress
+        return {
+            "address": str(self.address),
+            "phase": self.phase.value,
+            "connections": [
+                {
+                    "id": name,
+                    "client": str(protocol.peer_address),
+                    "negotiated": _names(protocol.negotiated),
+                    "state": protocol.connection.migration_state,
+                    "progress": progress[name].value if name in progress else None,
+                }
+                for name, protocol in self.connections.items()
+            ],
+            "unready": list(sync.unready),
+            "pending": list(sync.those(Progress.SWITCHED)),
+        }
+
+    # For the orchestrator
+
+    async def imminent(
+        self,
+        protocol: MigrationProtocol | None = None,
+        address: Destination = None,
+        *,
+        connections: Mapping[str, Choice] | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+    ) -> Preparation:
+        """Announce that the server will be moved, and wait until it is ready or out of time.
+
+        New clients are refused from here on. To be cancelled while it waits changes nothing.
+
+        Args:
+            protocol: The protocol for all connections; None for the best one that each can use.
+            address: The destination, for connections that migrate by Explicit.
+            connections: Protocol and address of each connection that shall migrate, by stable id,
+                instead of the same for all; the others are closed at the switch.
+            deadline: Seconds to wait until all are ready.
+
+        Raises:
+            RelocationError: If the request makes no sense, or cannot be met by a connection that
+                it names; nothing has happened then. ABORTED if the migration was aborted
+                meanwhile.
+            ConfigurationError: If the arguments contradict each other.
+        """
+        return await self._relocator.imminent(protocol, address, connections, deadline)
+
+    async def switch(self, address: Address, *, unready: Unready = Unready.ABORT) -> Relocation:
+        """Move the server to `address` after it has prepared.
+
+        While connections still prepare it waits, but not beyond the deadline. The new address is
+        bound first, then those that cannot move along are closed from the old one, then all others
+        go on at the new one. What is still under way to the old address is received as well.
+
+        Args:
+            address: Where to listen from now on.
+            unready: What to do if connections are not ready by the deadline.
+
+        Raises:
+            RelocationError: If the server cannot be moved, or not to this address; nothing has
+                changed then, and it can be tried again. NOT_READY if it was aborted because not
+                all were ready.
+        """
+        return await self._relocator.switch(address, unready)
+
+    async def abort(self) -> None:
+        """Give an announced migration up; every connection goes on as if nothing had happened.
+
+        Raises:
+            RelocationError: If none has been announced, or the server has already moved.
+        """
+        self._relocator.abort()
+
+    async def wait_completed(self, within: float | None = None) -> Completion:
+        """Wait until every connection has followed the server, or has ended.
+
+        Args:
+            within: Seconds to wait at most; None for no limit. Afterwards the report says who has
+                not followed.
+
+        Raises:
+            RelocationError: If the server has not been moved.
+        """
+        return await self._relocator.wait_completed(within)
+
+    # The end
+
+    async def close(self) -> None:
+        """Close all connections and the sockets. Calling it again only waits for that.
+
+        Raises:
+            ApplicationError: If the application fails to stop; the server is closed all the same.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def wait_closed(self) -> None:
+        """Wait until the server is closed."""
+        await self._closed.wait()
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _close(self) -> None:
+        self._router.handshakes = Handshakes.REFUSED
+        self._relocator.close()
+        for protocol in list(self._router.protocols):
+            protocol.close()
+        try:
+            if self._application is not None:
+                await self._application.stop()
+        finally:
+            self._router.close()
+            self._closed.set()
+            for stream in self._streams:
+                stream.end()
+
+    def _publish(self, event: ServerEvent) -> None:
+        for stream in self._live_streams():
+            stream.put(event)
+
+    def _live_streams(self) -> list[EventStream[ServerEvent]]:
+        return [stream for stream in self._streams if not stream.has_ended]
+
+
+async def serve(
+    host: str,
+    port: int,
+    *,
+    configuration: QuicConfiguration,
+    app: ASGIFramework | None = None,
+    create_protocol: Callable[..., ConnectionProtocol] = ConnectionProtocol,
+    session_ticket_fetcher: SessionTicketFetcher | None = None,
+    session_ticket_handler: SessionTicketHandler | None = None,
+    retry: bool = False,
+    stream_handler: QuicStreamHandler | None = None,
+    linger: float = DEFAULT_LINGER,
+) -> Server:
+    """Start a QUIC server.
+
+    Args:
+        host: The name or address to listen at; an unspecified address stands for all of the
+            host's, of that family.
+        port: The UDP port; 0 for any.
+        configuration: As in aioquic, with a certificate; a `Configuration` also has the choices
+            about server migration.
+        app: An ASGI application, to be served over HTTP/3.
+        create_protocol: Without `app`: makes what drives a connection, as in aioquic.
+        session_ticket_fetcher: As in aioquic.
+        session_ticket_handler: As in aioquic.
+        retry: As in aioquic: whether clients have to prove their address before the handshake.
+        stream_handler: As in aioquic.
+        linger: Seconds for which an address is still listened at after a switch to another.
+
+    Raises:
+        BindError: If the address cannot be bound.
+        ApplicationError: If the application fails to start.
+        ConfigurationError: If the configuration is not one for a server.
+        OSError: If the name cannot be resolved.
+    """
+    configuration = copy.copy(configuration)
+    if configuration.is_client or configuration.certificate is None:
+        raise ConfigurationError(
+            "a server's configuration needs is_client=False and a certificate; load one with "
+            "load_cert_chain, or make one with quicferry.server.self_signed"
+        )
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+    )
+    address = address_from_network(infos[0][4])
+    if address is None:
+        raise ConfigurationError(f"{host!r} has no IP address; give one to listen at")
+    application = None
+    if app is not None:
+        application = Application(app)
+        create_protocol = partial(AsgiProtocol, application=application)
+        if configuration.alpn_protocols is None:
+            configuration.alpn_protocols = H3_ALPN
+        await application.start()
+    try:
+        router = ConnectionRouter(
+            address,
+            configuration=configuration,
+            create_protocol=create_protocol,
+            session_ticket_fetcher=session_ticket_fetcher,
+            session_ticket_handler=session_ticket_handler,
+            validation=AddressValidation() if retry else None,
+            stream_handler=stream_handler,
+            linger=linger,
+        )
+    except BaseException:
+        if application is not None:
+            await application.stop()
+        raise
+    return Server(router, configuration, application)
+
+
+def _names(protocols: MigrationProtocol | None) -> list[str] | None:
+    return None if protocols is None else [protocol_name(each) for each in protocols]

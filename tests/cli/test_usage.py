@@ -1,0 +1,130 @@
+"""What needs no network: help, versions, wrong usage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import quicferry
+from quicferry.cli import main
+
+COMMANDS = [
+    [],
+    ["serve"],
+    ["fetch"],
+    ["demo"],
+    ["ctl"],
+    *(["ctl", name] for name in ("imminent", "switch", "wait", "migrate", "status")),
+    *(["ctl", name] for name in ("abort", "shutdown")),
+]
+LEAVES = [command for command in COMMANDS if command not in ([], ["ctl"])]
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(main, ["--version"], prog_name="quicferry")
+    assert result.output == f"quicferry {quicferry.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_teaches(command: list[str]) -> None:
+    result = CliRunner().invoke(main, [*command, "--help"], prog_name="quicferry")
+    assert result.exit_code == 0
+    assert "Usage: quicferry" in result.output
+    if command[-1:] not in (["abort"], ["shutdown"]):
+        assert "Examples:\n  quicferry" in result.output
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_every_command_has_the_common_options(command: list[str]) -> None:
+    context = click.Context(main)
+    found: click.Command | None = main
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.get_command(context, name)
+    assert found is not None
+    options = {name for parameter in found.params for name in parameter.opts}
+    assert {"--json", "--qlog", "--log-level"} <= options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["move"], "No such command"),
+        (["serve"], "Missing argument"),
+        (["serve", "no-colon"], "must be module:attribute"),
+        (["serve", "a:b", "--bind", "localhost"], "is not an address"),
+        (["serve", "a:b", "--bind", "127.0.0.1:99999"], "is not an address"),
+        (["serve", "a:b", "--cert", __file__], "--cert and --key belong together"),
+        (["serve", "a:b", "--cert", "/nowhere", "--key", __file__], "does not exist"),
+        (["serve", "a:b", "--pool", "127.0.0.2"], "is not an address"),
+        (["serve", "a:b", "--pool", "1.2.3.4:5", "--pool", "1.2.3.4:5"], "each different"),
+        (["serve", "a:b", "--protocols", "teleport"], "unknown migration protocol"),
+        (["serve", "a:b", "--protocols", "none", "--pool", "1.2.3.4:5"], "--pool is of no use"),
+        (["serve", "a:b", "--linger", "-1"], "-1"),
+        (["fetch"], "Missing argument"),
+        (["fetch", "http://127.0.0.1/"], "is not an address like https://"),
+        (["fetch", "https://"], "is not an address like https://"),
+        (["fetch", "https://a:b/"], "no valid port"),
+        (["fetch", "https://a/", "-H", "no colon"], "is not a header"),
+        (["fetch", "https://a/", "-d", "@/nowhere"], "cannot read /nowhere"),
+        (["fetch", "https://a/", "--repeat", "0"], "0"),
+        (["fetch", "https://a/", "--policy", "lazy"], "lazy"),
+        (["ctl"], "Usage"),
+        (["ctl", "switch"], "Missing argument"),
+        (["ctl", "imminent", "here"], "is not an address"),
+        (["ctl", "imminent", "--protocol", "teleport"], "teleport"),
+        (["demo", "--rtt", "1:2:3"], "neither a number nor two"),
+        (["demo", "--rtt", "fast"], "neither a number nor two"),
+        (["demo", "--rate", "-1"], "not between"),
+        (["demo", "--loss", "1:101"], "not between"),
+        (["demo", "--plot", "moves.txt"], "must end in"),
+        (["demo", "--technique", "magic"], "magic"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_application_that_is_not_there() -> None:
+    result = CliRunner().invoke(main, ["serve", "no_such_module:app"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot import no_such_module")
+
+
+def test_application_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_application.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = CliRunner().invoke(main, ["serve", "broken_application:app"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot import broken_application: ZeroDivisionError")
+    assert "Traceback" not in result.stderr
+
+
+def test_application_that_is_none() -> None:
+    result = CliRunner().invoke(main, ["serve", "json:nothing"])
+    assert result.exit_code == 1
+    assert result.stderr == "Error: json has no ASGI application called nothing\n"
+
+
+def test_no_server_to_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    result = CliRunner().invoke(main, ["ctl", "status"])
+    assert result.exit_code == 1
+    assert "no server runs" in result.stderr
+
+
+def test_several_servers_to_choose_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "quicferry").mkdir(mode=0o700)
+    for name in ("1.sock", "2.sock"):
+        (tmp_path / "quicferry" / name).touch()
+    result = CliRunner().invoke(main, ["ctl", "status"])
+    assert result.exit_code == 1
+    assert "choose one with --socket" in result.stderr

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from aioquic.asyncio.server import serve as stock_serve
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.packet import QuicErrorCode
+from loopback import (
+    Filter,
+    certificate,
+    client_configuration,
+    http_client,
+    served,
+    server_side,
+)
+
+import quicferry
+from quicferry import BindError, ConnectionProtocol
+from quicferry.io import ConnectFailed
+from quicferry.server import load_pem
+
+
+def echo(reader: Any, writer: Any) -> None:
+    async def run() -> None:
+        writer.write(await reader.read())
+        writer.write_eof()
+
+    asyncio.get_running_loop().create_task(run())
+
+
+async def ask(client: ConnectionProtocol, data: bytes) -> bytes:
+    reader, writer = await client.create_stream()
+    writer.write(data)
+    writer.write_eof()
+    return await reader.read()
+
+
+async def test_stream_handlers_on_both_sides() -> None:
+    async with await quicferry.serve(
+        "127.0.0.1", 0, configuration=_plain_server(), stream_handler=echo
+    ) as server:
+        port = server.address.port
+        async with quicferry.connect(
+            "127.0.0.1", port, configuration=client_configuration(), stream_handler=echo
+        ) as client:
+            assert await ask(client, b"hello" * 1000) == b"hello" * 1000
+            protocol = await server_side(server, client)
+            assert await ask(protocol, b"and back") == b"and back"
+            assert client.remote == f"127.0.0.1:{port}"
+
+
+async def test_stock_server() -> None:
+    server = await stock_serve("127.0.0.1", 0, configuration=_plain_server(), stream_handler=echo)
+    port = server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
+    async with quicferry.connect("127.0.0.1", port, configuration=client_configuration()) as client:
+        assert await ask(client, b"plain") == b"plain"
+        assert client.negotiated is None
+    server.close()
+
+
+async def test_migration_off() -> None:
+    async with served() as server:
+        async with http_client(server, configuration=client_configuration(None)) as client:
+            assert client.negotiated is None
+            assert (await client.request("POST", "/", body=b"plain")).body == b"plain"
+        plain = QuicConfiguration(alpn_protocols=["h3"], cadata=certificate()[0])
+        async with http_client(server, configuration=plain) as client:
+            assert client.negotiated is None
+        async with http_client(server) as client:
+            assert client.negotiated == quicferry.ALL_PROTOCOLS
+
+
+async def test_the_callers_configuration_is_not_changed() -> None:
+    configuration = client_configuration()
+    async with served() as server, http_client(server, configuration=configuration):
+        assert configuration.server_name is None
+
+
+async def test_by_name_and_over_ipv6() -> None:
+    for server_host, named in (("::1", "::1"), ("localhost", "localhost")):
+        async with served(host=server_host) as server, http_client(server, host=named) as client:
+            assert (await client.request("POST", "/", body=b"echo")).body == b"echo"
+            assert client.peer_address == server.address
+            assert client.negotiated == quicferry.ALL_PROTOCOLS
+
+
+async def test_local_port() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = taken.getsockname()[1]
+        async with served() as server:
+            with pytest.raises(BindError, match=f"cannot bind 0.0.0.0:{port}"):
+                async with http_client(server, local_port=port):
+                    pass
+            taken.close()
+            async with http_client(server, local_port=port) as client:
+                await server_side(server, client)
+                [status] = server.status()["connections"]
+                assert status["client"] == f"127.0.0.1:{port}"
+
+
+async def test_nobody_there() -> None:
+    configuration = client_configuration(idle_timeout=0.3)
+    with pytest.raises(ConnectFailed, match=r"cannot connect to 127\.0\.0\.1:9: Idle timeout"):
+        async with quicferry.connect("127.0.0.1", 9, configuration=configuration):
+            pass
+
+
+async def test_untrusted_certificate() -> None:
+    async with served() as server:
+        configuration = client_configuration()
+        configuration.cadata = None
+        with pytest.raises(ConnectFailed, match="certificate"):
+            async with http_client(server, configuration=configuration):
+                pass
+
+
+async def test_an_error_of_this_side_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    configuration = client_configuration()
+    configuration.cafile = "/does/not/exist"
+    async with served() as server:
+        with pytest.raises(ConnectFailed) as caught:
+            async with http_client(server, configuration=configuration):
+                pass
+    assert caught.value.error_code == QuicErrorCode.INTERNAL_ERROR
+    assert "no such file" in caplog.text
+
+
+async def test_a_failing_start_leaves_nothing_open() -> None:
+    configuration = client_configuration()
+    configuration.cipher_suites = [None]  # type: ignore[list-item]
+    async with served() as server:
+        with pytest.raises(TypeError):
+            async with http_client(server, configuration=configuration):
+                pass
+
+
+async def test_a_link_is_harmless_after_the_end() -> None:
+    link = Filter()
+    async with served() as server, http_client(server, wrap_transport=link) as client:
+        assert (await client.request("POST", "/", body=b"linked")).body == b"linked"
+        address = ("127.0.0.1", server.address.port)
+    link.send(b"late", address)
+    link.deliver(b"late", address)
+
+
+def _plain_server() -> QuicConfiguration:
+    configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"])
+    load_pem(configuration, *certificate())
+    return configuration

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from aioquic.asyncio.client import connect as stock_connect
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import QuicEvent, StreamDataReceived
+from aioquic.quic.packet import QuicErrorCode, QuicPacketType, pull_quic_header
+from loopback import Filter, at, client_configuration, server_configuration, stock_configuration
+
+import quicferry
+from quicferry.io import (
+    AddressValidation,
+    ConnectFailed,
+    ConnectionProtocol,
+    ConnectionRouter,
+    Handshakes,
+)
+
+
+class Echo(ConnectionProtocol):
+    def quic_event_received(self, event: QuicEvent) -> None:
+        if isinstance(event, StreamDataReceived):
+            if event.data == b"fail":
+                raise RuntimeError("this connection fails")
+            self.connection.send_stream_data(event.stream_id, event.data, event.end_stream)
+
+
+class Running:
+    """A router with an echo service, closed at the end of the context."""
+
+    def __init__(self, **arguments: Any) -> None:
+        arguments.setdefault("configuration", server_configuration())
+        self.router = ConnectionRouter(
+            at("127.0.0.1", 0), create_protocol=Echo, linger=0.2, **arguments
+        )
+        self.port = self.router.endpoint.address.port
+
+    async def __aenter__(self) -> Running:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.router.close()
+
+    def connect(self, **arguments: Any) -> Any:
+        arguments.setdefault("configuration", client_configuration())
+        return quicferry.connect("127.0.0.1", self.port, **arguments)
+
+
+async def echo(client: Any, data: bytes) -> bytes:
+    reader, writer = await client.create_stream()
+    writer.write(data)
+    writer.write_eof()
+    answer: bytes = await reader.read()
+    return answer
+
+
+async def exchange(port: int, datagram: bytes, until: bytes) -> list[bytes]:
+    """Send a datagram, then `until`, and return the answers up to that to `until`."""
+    loop = asyncio.get_running_loop()
+    answers: list[bytes] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(("127.0.0.1", port))
+        await loop.sock_sendall(sock, datagram)
+        await loop.sock_sendall(sock, until)
+        while not answers or b"untilcid" not in answers[-1]:
+            answers.append(await loop.sock_recv(sock, 65536))
+    return answers[:-1]
+
+
+def long_header(version: int, cid: bytes, size: int = 1200) -> bytes:
+    start = b"\xc0" + version.to_bytes(4, "big") + bytes([8]) + b"destcid0" + bytes([8]) + cid
+    return start + bytes(size - len(start))
+
+
+UNTIL = long_header(0x1A2A3A4A, b"untilcid")
+"""It is answered by version negotiation, so what was sent before it has been seen."""
+
+
+async def test_version_negotiation() -> None:
+    async with Running() as running:
+        [answer] = await exchange(running.port, long_header(0x0A0A0A0A, b"mycid000"), UNTIL)
+        header = pull_quic_header(Buffer(data=answer))
+        assert header.packet_type == QuicPacketType.VERSION_NEGOTIATION
+        assert header.destination_cid == b"mycid000"
+        assert header.supported_versions == [1, 0x6B3343CF]
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"",
+        b"\x40",
+        b"\x40" + bytes(50),
+        b"\xc0",
+        b"\xff" * 1200,
+        long_header(0, b"loopcid0"),
+        long_header(0x0A0A0A0A, b"smallcid", 1199),
+        long_header(1, b"smallcid", 1199),
+    ],
+    ids=["empty", "byte", "short", "long", "ones", "negotiation", "small-other", "small-initial"],
+)
+async def test_no_answer(datagram: bytes) -> None:
+    async with Running() as running:
+        assert await exchange(running.port, datagram, UNTIL) == []
+        assert not running.router.protocols
+
+
+async def test_retry() -> None:
+    async with (
+        Running(validation=AddressValidation()) as running,
+        running.connect() as client,
+        stock_connect("127.0.0.1", running.port, configuration=stock_configuration()) as stock,
+    ):
+        assert await echo(client, b"validated") == b"validated"
+        assert await echo(stock, b"validated") == b"validated"
+
+
+async def test_invalid_token() -> None:
+    async with Running(validation=AddressValidation()) as running:
+        configuration = client_configuration(token=b"not a token of this server")
+        with pytest.raises(ConnectFailed) as caught:
+            async with running.connect(configuration=configuration):
+                pass
+        assert caught.value.error_code == QuicErrorCode.INVALID_TOKEN
+
+
+async def test_refused_handshakes() -> None:
+    async with Running() as running, running.connect() as client:
+        running.router.handshakes = Handshakes.REFUSED
+        with pytest.raises(ConnectFailed, match="cannot connect to 127") as caught:
+            async with running.connect():
+                pass
+        assert caught.value.error_code == QuicErrorCode.CONNECTION_REFUSED
+        assert await echo(client, b"stays") == b"stays"
+        running.router.handshakes = Handshakes.ACCEPTED
+        async with running.connect() as other:
+            assert await echo(other, b"again") == b"again"
+
+
+async def test_an_address_just_left_refuses_new_clients() -> None:
+    async with Running() as running:
+        running.router.endpoint.rebind(at("127.0.0.2", running.port))
+        with pytest.raises(ConnectFailed) as caught:
+            async with running.connect():
+                pass
+        assert caught.value.error_code == QuicErrorCode.CONNECTION_REFUSED
+
+
+async def test_one_failing_connection_leaves_the_others_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Running() as running, running.connect() as first, running.connect() as second:
+        await echo(first, b"fail")
+        assert (await first.wait_lost()).error_code == QuicErrorCode.INTERNAL_ERROR
+        assert "this connection fails" in caplog.text
+        assert await echo(second, b"lives") == b"lives"
+
+
+async def test_connections_are_forgotten() -> None:
+    async with Running() as running:
+        async with running.connect() as client:
+            assert await echo(client, b"x") == b"x"
+            client.change_connection_id()
+            assert await echo(client, b"y") == b"y"
+            [protocol] = running.router.protocols
+        await protocol.wait_closed()
+        assert not running.router.protocols
+
+
+async def test_a_lost_close_is_repeated() -> None:
+    async with Running() as running:
+        link = Filter()
+        async with running.connect(wrap_transport=link) as client:
+            assert await echo(client, b"x") == b"x"
+            [protocol] = running.router.protocols
+            link.drops_received = lambda data, addr: True
+            protocol.close(7, "lost at first")
+            link.mend()
+            _, writer = await client.create_stream()
+            writer.write(b"anyone there?")
+            lost = await client.wait_lost()
+            assert (lost.error_code, lost.reason) == (7, "lost at first")
+
+
+async def test_an_initial_packet_that_cannot_be_read_leaves_nothing_behind() -> None:
+    async with Running(configuration=server_configuration(idle_timeout=0.05)) as running:
+        opened: asyncio.Future[ConnectionProtocol] = asyncio.get_running_loop().create_future()
+        running.router.on_open = opened.set_result
+        connection = QuicConnection(configuration=stock_configuration())
+        connection.connect(("127.0.0.1", running.port), now=0.0)
+        [(datagram, _), *_] = connection.datagrams_to_send(now=0.0)
+        forged = bytearray(datagram)
+        forged[-1] ^= 1
+        assert await exchange(running.port, bytes(forged), UNTIL) == []
+        await (await opened).wait_closed()
+        assert not running.router.protocols
