@@ -208,6 +208,23 @@ def test_a_challenge_that_someone_else_answers_counts_for_nothing(state: str) ->
     assert client.state == state
 
 
+@pytest.mark.parametrize("protocol", [EXPLICIT, POOL])
+def test_only_an_answer_from_the_new_address_itself_counts(protocol: MigrationProtocol) -> None:
+    """The server at home may answer for it, where both addresses lead to one host."""
+    client = DrivenClient(
+        policy=Policy.EAGER,
+        scheduler=Scheduler.PARALLEL,
+        pool=[AWAY] if protocol is POOL else [],
+    )
+    if protocol is EXPLICIT:
+        client.receive(announced(AWAY))
+    client.timeout()
+    client.answered(AWAY, source=HOME)
+    assert client.machine.home == client.machine.server_address == HOME
+    client.answered(AWAY)
+    assert client.machine.home == AWAY
+
+
 # Pool of Addresses
 
 

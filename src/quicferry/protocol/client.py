@@ -419,7 +419,8 @@ class ClientMachine:
         elif address == self.home and source == self.home:
             # Not only its address works: the server is there. It may have nothing else to say.
             self._step(Input.PACKET_FROM_HOME)
-        elif self.may_probe(address):
+        elif self.may_probe(address) and source == address:
+            # An answer from elsewhere shows that the server is there, wherever it was asked.
             self._step(Input.CANDIDATE_ANSWERED, address)
         return self.take_actions()
 

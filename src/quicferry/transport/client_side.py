@@ -169,6 +169,8 @@ class ClientSide:
         path = self._paths.challenged_by(data)
         if path is None:
             return False
+        if source != path.addr and path is not self._paths.in_use:
+            return True
         path.is_validated = True
         path.validation_deadline = None
         path.local_challenges.clear()

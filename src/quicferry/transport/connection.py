@@ -595,6 +595,7 @@ class Connection(QuicConnection):
 
     def _grant(self, stream: QuicStream) -> int | None:
         window = self._configuration.max_stream_data
+        assert stream.stream_id is not None, "only CRYPTO streams have no id"
         limit = self._consumed[stream.stream_id] + window
         return limit if limit - stream.max_stream_data_local >= window // 2 else None
 

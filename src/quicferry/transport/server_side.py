@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # More challenges than a client can have under way before it notices that one was answered
 _AWAITED_RESPONSES = 64
 # Seconds after the network switch in which a client should have been heard of
-_CALL_AFTER = 1.0
+_CALL_AFTER = 5.0
 
 
 class ServerSide:
