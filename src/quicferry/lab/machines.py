@@ -6,12 +6,14 @@ import enum
 
 from quicferry.protocol import client, server
 from quicferry.protocol.table import ActionT, InputT, StateT, Table, draw
+from quicferry.server import synchronisation
 
 _HEAD = """# The migration state machines
 
-Made by `make docs` from the tables in `quicferry.protocol.client` and `quicferry.protocol.server`;
-the rules behind them stand at the head of these files. In the diagrams, what changes nothing is
-left out; an arrow reads *input / actions*. An empty cell of a table means: ignored.
+Made by `make docs` from the tables in `quicferry.protocol.client`, `quicferry.protocol.server` and
+`quicferry.server.synchronisation`; the rules behind them stand at the head of these files. In the
+diagrams, what changes nothing is left out; an arrow reads *input / actions*. An empty cell of a
+table means: ignored.
 """
 
 
@@ -22,8 +24,8 @@ def _name(member: enum.Enum) -> str:
 def _section(title: str, table: Table[StateT, InputT, ActionT], initial: StateT) -> str:
     states = list(dict.fromkeys(state for state, _ in table))
     inputs = list(dict.fromkeys(received for _, received in table))
-    states.sort(key=lambda state: int(state.value))
-    inputs.sort(key=lambda received: int(received.value))
+    states.sort(key=list(type(states[0])).index)
+    inputs.sort(key=list(type(inputs[0])).index)
     lines = [f"## {title}", "", "```mermaid", draw(table, initial), "```", ""]
     lines.append("| input | " + " | ".join(_name(state) for state in states) + " |")
     lines.append("|---" * (len(states) + 1) + "|")
@@ -47,6 +49,12 @@ def page() -> str:
             _section("The client", client.TABLE, client.State.IDLE),
             "",
             _section("The server, for each connection", server.TABLE, server.State.IDLE),
+            "",
+            _section(
+                "The server, for all connections together",
+                synchronisation.TABLE,
+                synchronisation.Phase.SERVING,
+            ),
             "",
         ]
     )

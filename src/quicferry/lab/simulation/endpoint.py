@@ -95,6 +95,7 @@ class Endpoint:
     def receive(self, data: bytes, source: SimulatedAddress) -> None:
         """A datagram has arrived."""
         self.heard[source] = self.network.now
+        self._observer.datagram_received(self.name, source)
         self.connection.receive_datagram(data, source, self.network.now)
         self.flush()
 
@@ -226,6 +227,7 @@ class Client(Endpoint):
         if len(self.connection._peer_cid_available) < 1 + len(in_use):
             return False
         old = self._address
+        self._observer.client_moved(old, address)
         self.network.call_later(grace, lambda: self.network.detach(old))
         self.network.attach(address, self.receive)
         self._address = address

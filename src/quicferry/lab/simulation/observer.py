@@ -52,6 +52,8 @@ class Observer:
         self._numbers: dict[bytes, set[int]] = defaultdict(set)
         self._uses: dict[tuple[str, bytes], set[tuple[SimulatedAddress, SimulatedAddress]]]
         self._uses = defaultdict(set)
+        self._forbidden: dict[tuple[str, bytes], set[SimulatedAddress]] = defaultdict(set)
+        self._unheard: set[SimulatedAddress] = set()
         self._aliases: dict[SimulatedAddress, SimulatedAddress] = {}
 
     @contextmanager
@@ -85,6 +87,24 @@ class Observer:
         """
         self._aliases[new] = self._aliases.get(old, old)
 
+    def client_moved(self, old: SimulatedAddress, new: SimulatedAddress) -> None:
+        """A client moved to another address of its own, with another connection ID.
+
+        From the moment its peer knows, none that went to the old address may go to the new one. A
+        peer that cannot validate the new address goes back to the old one, and forth again when it
+        hears more from there: that is a matter of later connection IDs, and as with a NAT.
+        """
+        self.address_changed(old, new)
+        self._unheard.add(new)
+
+    def datagram_received(self, receiver: str, source: SimulatedAddress) -> None:
+        """An endpoint receives a datagram."""
+        if source in self._unheard:
+            self._unheard.remove(source)
+            for (sender, connection_id), uses in self._uses.items():
+                if sender == receiver and uses:
+                    self._forbidden[sender, connection_id].add(source)
+
     def datagram_sent(
         self, sender: str, local: SimulatedAddress, destination: SimulatedAddress, data: bytes
     ) -> None:
@@ -98,10 +118,11 @@ class Observer:
         connection_id = data[1 : 1 + CONNECTION_ID_LENGTH]
         uses = self._uses[sender, connection_id]
         uses.add((local, self._aliases.get(destination, destination)))
-        if len(uses) > 1:
+        if len(uses) > 1 or destination in self._forbidden[sender, connection_id]:
             raise InvariantError(
-                f"{sender} used connection ID {connection_id.hex()} between "
-                + " and between ".join(f"{a} and {b}" for a, b in sorted(uses))
+                f"{sender} used connection ID {connection_id.hex()} between {local} and "
+                f"{destination}, and before, "
+                + " and ".join(f"between {a} and {b}" for a, b in sorted(uses))
             )
 
     def _packet_encrypted(
