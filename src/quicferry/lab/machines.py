@@ -10,7 +10,7 @@ from quicferry.server import synchronisation
 
 _HEAD = """# The migration state machines
 
-Made by `make docs` from the tables in `quicferry.protocol.client`, `quicferry.protocol.server` and
+Made by `make docs` from the tables in `quicferry.protocol.client_table`, `.server` and
 `quicferry.server.synchronisation`; the rules behind them stand at the head of these files. In the
 diagrams, what changes nothing is left out; an arrow reads *input / actions*. An empty cell of a
 table means: ignored.

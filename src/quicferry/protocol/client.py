@@ -1,36 +1,17 @@
-"""The client's side of a migration, as a state machine.
+"""The client's state machine at work on one connection.
 
-Theory of operation
--------------------
-The client regards one address as its server's: the *home* address. Each input is first classified
-by what the client knows (what was negotiated, announced or sent as a pool; where a packet comes
-from), and the table below then says what happens. Nothing here looks at a clock or a socket: what
-has to be done is returned as a list of actions for the transport.
-
-- **Explicit.** SERVER_MIGRATION(address) makes that address the *candidate*. A reactive or
-  proactive client waits (ANNOUNCED) and, at a probe timeout or when asked, turns everything it
-  sends to the candidate (PROBING). An eager client stays where it is and asks the candidate with
-  PATH_CHALLENGE frames (CHALLENGING); an answer validates that path, and the move is done.
-- **Pool of Addresses.** At a probe timeout the client turns everything to the next address of a
-  schedule (POOL_PROBING), or asks all of the pool at once (POOL_CHALLENGING).
-- **Symmetric.** A packet from an address never heard of moves the connection.
-- **Synchronized Symmetric.** The same, announced (AWAITING).
-
-A probe is only a guess. The first highest-numbered non-probing packet decides: one from home means
-that the timeout was mere loss, and everything is rolled back; one from a candidate moves the
-connection there (VALIDATING_...), where the path is validated before the move is final. Until
-then home stays known, and a newer packet from home, or a failed validation, brings the connection
-back: an attacker who copies a packet to the client from another address gains nothing (RFC 9000
-9.3.2).
+Its rules and its table are in `quicferry.protocol.client_table`. Here each input is classified by
+what the client knows, the table is asked, and what has to be done is returned as a list of actions
+for the transport.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from . import events
 from .address import Address, MigrationAddress, refusal
+from .client_table import PROTOCOLS, TABLE, VIOLATIONS, Do, Input, State
 from .errors import ConnectionErrorCode, PeerError
 from .frames import (
     MigrationFrame,
@@ -41,197 +22,22 @@ from .frames import (
 from .options import MAX_POOL_SIZE, ClientMigration, Policy, Scheduler
 from .schedulers import Schedule
 from .suite import MigrationProtocol
-from .table import Table
 
-
-class State(enum.Enum):
-    """Where the client is in a migration."""
-
-    IDLE = enum.auto()
-    ANNOUNCED = enum.auto()
-    CHALLENGING = enum.auto()
-    PROBING = enum.auto()
-    POOL_PROBING = enum.auto()
-    POOL_CHALLENGING = enum.auto()
-    AWAITING = enum.auto()
-    VALIDATING_EXPLICIT = enum.auto()
-    VALIDATING_POOL = enum.auto()
-    VALIDATING_SYMMETRIC = enum.auto()
-    VALIDATING_SYNCHRONIZED = enum.auto()
-
-
-class Input(enum.Enum):
-    """What can happen to the client, as it is classified."""
-
-    # SERVER_MIGRATION(address): another address than home and than announced before
-    ANNOUNCEMENT = enum.auto()
-    ANNOUNCEMENT_TO_EAGER = enum.auto()
-    ANNOUNCEMENT_REPEATED = enum.auto()
-    ANNOUNCEMENT_OF_HOME = enum.auto()
-    # SERVER_MIGRATION(all zero)
-    SWITCH_ANNOUNCED = enum.auto()
-    # POOL_MIGRATION_ADDRESS not known yet; late: this connection has migrated before
-    POOL_ADDRESS = enum.auto()
-    POOL_ADDRESS_LATE = enum.auto()
-    # SERVER_MIGRATED from another address than the one in use; symmetric: Symmetric may be used
-    MIGRATED = enum.auto()
-    MIGRATED_SYMMETRIC = enum.auto()
-    # the highest-numbered packet so far, and not a probing one
-    PACKET_FROM_HOME = enum.auto()
-    PACKET_FROM_CANDIDATE = enum.auto()
-    PACKET_FROM_ELSEWHERE = enum.auto()
-    PACKET_FROM_ELSEWHERE_SYMMETRIC = enum.auto()
-    # a probe timeout, or the application's wish to look for the server now
-    TIMEOUT = enum.auto()
-    TIMEOUT_WITH_POOL = enum.auto()
-    TIMEOUT_WITH_PARALLEL_POOL = enum.auto()
-    # the next probe is due, or there have been enough
-    PROBE_DUE = enum.auto()
-    PROBES_EXHAUSTED = enum.auto()
-    # PATH_RESPONSE from a candidate; for the path in use; none in time
-    CANDIDATE_ANSWERED = enum.auto()
-    VALIDATED = enum.auto()
-    VALIDATION_FAILED = enum.auto()
-
-
-class Do(enum.Enum):
-    """What the client does on a transition."""
-
-    REMEMBER = enum.auto()
-    ADD_TO_POOL = enum.auto()
-    ANNOUNCE_SWITCH = enum.auto()
-    CHALLENGE = enum.auto()
-    REDIRECT = enum.auto()
-    CHALLENGE_POOL = enum.auto()
-    REDIRECT_TO_NEXT = enum.auto()
-    STOP_PROBING = enum.auto()
-    RETURN_HOME = enum.auto()
-    MOVE = enum.auto()
-    COMMIT = enum.auto()
-    VIOLATION = enum.auto()
-
-
-_S, _I, _D = State, Input, Do
-_EXPLICIT = (_S.ANNOUNCED, _S.CHALLENGING, _S.PROBING)
-_POOL = (_S.POOL_PROBING, _S.POOL_CHALLENGING)
-_VALIDATING = (
-    _S.VALIDATING_EXPLICIT,
-    _S.VALIDATING_POOL,
-    _S.VALIDATING_SYMMETRIC,
-    _S.VALIDATING_SYNCHRONIZED,
-)
-_ANNOUNCEMENTS = (_I.ANNOUNCEMENT, _I.ANNOUNCEMENT_TO_EAGER, _I.ANNOUNCEMENT_OF_HOME)
-_MIGRATED = (_I.MIGRATED, _I.MIGRATED_SYMMETRIC)
-_ELSEWHERE = (_I.PACKET_FROM_ELSEWHERE, _I.PACKET_FROM_ELSEWHERE_SYMMETRIC)
-_TIMEOUTS = (_I.TIMEOUT, _I.TIMEOUT_WITH_POOL, _I.TIMEOUT_WITH_PARALLEL_POOL)
-_PROBES = (_I.PROBE_DUE, _I.PROBES_EXHAUSTED)
-_HOME, _CANDIDATE = (_I.PACKET_FROM_HOME,), (_I.PACKET_FROM_CANDIDATE,)
-
-TABLE: Table[State, Input, Do] = Table(
-    State,
-    Input,
-    [
-        # states                inputs                              next state          actions
-        ((_S.IDLE,), (_I.ANNOUNCEMENT,), _S.ANNOUNCED, (_D.REMEMBER,)),
-        ((_S.IDLE,), (_I.ANNOUNCEMENT_TO_EAGER,), _S.CHALLENGING, (_D.REMEMBER, _D.CHALLENGE)),
-        ((_S.IDLE,), (_I.ANNOUNCEMENT_OF_HOME,), None, (_D.VIOLATION,)),
-        ((_S.IDLE,), (_I.ANNOUNCEMENT_REPEATED,), None, ()),
-        ((_S.IDLE,), (_I.SWITCH_ANNOUNCED,), _S.AWAITING, (_D.ANNOUNCE_SWITCH,)),
-        ((_S.IDLE,), (_I.POOL_ADDRESS,), None, (_D.ADD_TO_POOL,)),
-        ((_S.IDLE,), (_I.MIGRATED,), None, (_D.VIOLATION,)),
-        ((_S.IDLE,), (_I.MIGRATED_SYMMETRIC,), _S.VALIDATING_SYMMETRIC, (_D.MOVE,)),
-        ((_S.IDLE,), _HOME, None, ()),
-        ((_S.IDLE,), _CANDIDATE, _S.VALIDATING_POOL, (_D.MOVE,)),
-        ((_S.IDLE,), (_I.PACKET_FROM_ELSEWHERE,), None, ()),
-        ((_S.IDLE,), (_I.PACKET_FROM_ELSEWHERE_SYMMETRIC,), _S.VALIDATING_SYMMETRIC, (_D.MOVE,)),
-        ((_S.IDLE,), (_I.TIMEOUT,), None, ()),
-        ((_S.IDLE,), (_I.TIMEOUT_WITH_POOL,), _S.POOL_PROBING, (_D.REDIRECT_TO_NEXT,)),
-        ((_S.IDLE,), (_I.TIMEOUT_WITH_PARALLEL_POOL,), _S.POOL_CHALLENGING, (_D.CHALLENGE_POOL,)),
-        ((_S.IDLE,), (*_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
-        # Explicit
-        (_EXPLICIT, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
-        (_EXPLICIT, (_I.POOL_ADDRESS,), None, (_D.VIOLATION,)),
-        (_EXPLICIT, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
-        (_EXPLICIT, _CANDIDATE, _S.VALIDATING_EXPLICIT, (_D.MOVE,)),
-        ((_S.ANNOUNCED,), _TIMEOUTS, _S.PROBING, (_D.REDIRECT,)),
-        ((_S.ANNOUNCED,), (*_HOME, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
-        ((_S.CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE,)),
-        ((_S.CHALLENGING,), _HOME, None, ()),
-        ((_S.CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.ANNOUNCED, (_D.STOP_PROBING,)),
-        ((_S.CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
-        ((_S.PROBING,), _TIMEOUTS, None, ()),
-        ((_S.PROBING,), _PROBES, None, (_D.REDIRECT,)),
-        ((_S.PROBING,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
-        ((_S.PROBING,), (_I.CANDIDATE_ANSWERED,), None, ()),
-        # Pool of Addresses
-        (_POOL, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
-        (_POOL, (_I.POOL_ADDRESS,), None, (_D.ADD_TO_POOL,)),
-        (_POOL, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
-        (_POOL, _HOME, _S.IDLE, (_D.RETURN_HOME,)),
-        (_POOL, _CANDIDATE, _S.VALIDATING_POOL, (_D.MOVE,)),
-        ((_S.POOL_PROBING,), (*_TIMEOUTS, _I.CANDIDATE_ANSWERED), None, ()),
-        ((_S.POOL_PROBING,), _PROBES, None, (_D.REDIRECT_TO_NEXT,)),
-        ((_S.POOL_CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE_POOL,)),
-        ((_S.POOL_CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.IDLE, (_D.STOP_PROBING,)),
-        ((_S.POOL_CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
-        # Synchronized Symmetric
-        ((_S.AWAITING,), (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
-        ((_S.AWAITING,), (_I.ANNOUNCEMENT_REPEATED, _I.SWITCH_ANNOUNCED), None, ()),
-        ((_S.AWAITING,), (*_MIGRATED, *_ELSEWHERE), _S.VALIDATING_SYNCHRONIZED, (_D.MOVE,)),
-        ((_S.AWAITING,), (*_HOME, *_CANDIDATE, *_TIMEOUTS, *_PROBES), None, ()),
-        ((_S.AWAITING,), (_I.CANDIDATE_ANSWERED,), None, ()),
-        # The server has been seen at a new address
-        (_VALIDATING, (_I.VALIDATED,), _S.IDLE, (_D.COMMIT,)),
-        (_VALIDATING, (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
-        (_VALIDATING, (*_TIMEOUTS, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
-        (_VALIDATING, (_I.ANNOUNCEMENT_REPEATED,), None, ()),
-        ((_S.VALIDATING_EXPLICIT,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_EXPLICIT,), (_I.VALIDATION_FAILED,), _S.ANNOUNCED, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_EXPLICIT,), (*_CANDIDATE, *_ELSEWHERE), None, ()),
-        ((_S.VALIDATING_EXPLICIT,), (_I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
-        ((_S.VALIDATING_POOL,), _HOME, _S.IDLE, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_POOL,), (_I.VALIDATION_FAILED,), _S.IDLE, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_POOL,), _CANDIDATE, None, (_D.MOVE,)),
-        ((_S.VALIDATING_POOL,), _ELSEWHERE, None, ()),
-        ((_S.VALIDATING_POOL,), (_I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
-        ((_S.VALIDATING_SYMMETRIC,), _HOME, _S.IDLE, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_SYMMETRIC,), (_I.VALIDATION_FAILED,), _S.IDLE, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_SYMMETRIC,), (*_ELSEWHERE, *_MIGRATED), None, (_D.MOVE,)),
-        ((_S.VALIDATING_SYMMETRIC,), _CANDIDATE, None, ()),
-        ((_S.VALIDATING_SYMMETRIC,), (_I.SWITCH_ANNOUNCED,), None, (_D.VIOLATION,)),
-        ((_S.VALIDATING_SYNCHRONIZED,), _HOME, _S.AWAITING, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_SYNCHRONIZED,), (_I.VALIDATION_FAILED,), _S.AWAITING, (_D.RETURN_HOME,)),
-        ((_S.VALIDATING_SYNCHRONIZED,), (*_ELSEWHERE, *_MIGRATED), None, (_D.MOVE,)),
-        ((_S.VALIDATING_SYNCHRONIZED,), (*_CANDIDATE, _I.SWITCH_ANNOUNCED), None, ()),
-        # Everywhere
-        (tuple(State), (_I.POOL_ADDRESS_LATE,), None, (_D.VIOLATION,)),
-        (
-            tuple(state for state in State if state not in _VALIDATING),
-            (_I.VALIDATED, _I.VALIDATION_FAILED),
-            None,
-            (),
-        ),
-    ],
-)
-
-_VIOLATIONS = {
-    Input.ANNOUNCEMENT: "SERVER_MIGRATION while another migration is under way",
-    Input.ANNOUNCEMENT_TO_EAGER: "SERVER_MIGRATION while another migration is under way",
-    Input.ANNOUNCEMENT_OF_HOME: "SERVER_MIGRATION names the current address of the server",
-    Input.SWITCH_ANNOUNCED: "SERVER_MIGRATION without address while another migration is under way",
-    Input.POOL_ADDRESS: "POOL_MIGRATION_ADDRESS during a migration",
-    Input.POOL_ADDRESS_LATE: "POOL_MIGRATION_ADDRESS after a migration",
-    Input.MIGRATED: "SERVER_MIGRATED, but no symmetric migration is possible now",
-    Input.MIGRATED_SYMMETRIC: "SERVER_MIGRATED during a migration of another protocol",
-}
-_PROTOCOLS = {
-    State.CHALLENGING: MigrationProtocol.EXPLICIT,
-    State.POOL_CHALLENGING: MigrationProtocol.POOL_OF_ADDRESSES,
-    State.VALIDATING_EXPLICIT: MigrationProtocol.EXPLICIT,
-    State.VALIDATING_POOL: MigrationProtocol.POOL_OF_ADDRESSES,
-    State.VALIDATING_SYMMETRIC: MigrationProtocol.SYMMETRIC,
-    State.VALIDATING_SYNCHRONIZED: MigrationProtocol.SYNCHRONIZED_SYMMETRIC,
-}
+__all__ = [
+    "TABLE",
+    "Action",
+    "Challenge",
+    "ClientMachine",
+    "Commit",
+    "Do",
+    "Emit",
+    "Input",
+    "Move",
+    "Redirect",
+    "ReturnHome",
+    "SetProbeTimer",
+    "State",
+]
 
 # How long probing goes on: at the configured interval at first, then slowly. With the defaults
 # these are 30 seconds and 10 minutes.
@@ -514,11 +320,11 @@ class ClientMachine:
     def _step(self, received: Input, address: Address | None = None) -> None:
         step = TABLE[self.state, received]
         if Do.VIOLATION in step.actions:
-            raise _violation(_VIOLATIONS[received])
+            raise _violation(VIOLATIONS[received])
         left, self.state = self.state, step.state
         for action in step.actions:
             if action is Do.COMMIT:
-                self._commit(_PROTOCOLS[left])
+                self._commit(PROTOCOLS[left])
             else:
                 self._do(action, address)
 
