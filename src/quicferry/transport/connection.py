@@ -179,7 +179,13 @@ class Connection(QuicConnection):
             smoothed_rtt=loss._rtt_smoothed if loss._rtt_initialized else None,
             min_rtt=loss._rtt_min if loss._rtt_initialized else None,
             probe_timeout=loss.get_probe_timeout(),
+            generation=getattr(loss, "generation", 0),
         )
+
+    @property
+    def spare_connection_ids(self) -> int:
+        """How many connection IDs of the peer have not been used yet."""
+        return len(self._peer_cid_available)
 
     @property
     def close_reason(self) -> quic_events.ConnectionTerminated | None:

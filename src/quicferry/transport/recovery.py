@@ -40,6 +40,7 @@ class PathEstimate:
         min_rtt: The least round-trip time in seconds; None before the first sample.
         probe_timeout: Seconds until a lost packet at the end of a flight is noticed (RFC 9002
             6.2.1), without back-off.
+        generation: Tells one path's state from another's; the return to a path restores it.
     """
 
     congestion_window: int
@@ -47,6 +48,7 @@ class PathEstimate:
     smoothed_rtt: float | None
     min_rtt: float | None
     probe_timeout: float
+    generation: int
 
 
 @dataclass
@@ -57,6 +59,7 @@ class PathState:
     pacer: QuicPacketPacer
     estimate: dict[str, Any]
     flight: list[tuple[QuicPacketSpace, QuicSentPacket]]
+    generation: int
 
 
 class MigratingRecovery(QuicPacketRecovery):
@@ -65,6 +68,7 @@ class MigratingRecovery(QuicPacketRecovery):
     Attributes:
         quick_timeout: While set, and as long as the path in use has given no RTT sample, the first
             probe timeout takes at most this many seconds, the next twice as many, and so on.
+        generation: See `PathEstimate`.
         awaited: What to do when a packet is acknowledged, by its number; also when it was given up
             for lost before.
     """
@@ -78,6 +82,8 @@ class MigratingRecovery(QuicPacketRecovery):
             **arguments,
         )
         self.quick_timeout: float | None = None
+        self.generation = 0
+        self._generations = 0
         self.awaited: dict[int, Callable[[], None]] = {}
         self._algorithm = congestion_control_algorithm
         self._datagram_size = max_datagram_size
@@ -91,7 +97,10 @@ class MigratingRecovery(QuicPacketRecovery):
             pacer=self._pacer,
             estimate={name: getattr(self, name) for name in _ESTIMATE},
             flight=self._take_flight(),
+            generation=self.generation,
         )
+        self._generations += 1
+        self.generation = self._generations
         self._cc = create_congestion_control(self._algorithm, max_datagram_size=self._datagram_size)
         self._pacer = self._fresh_pacer()
         self._pto_count = 0
@@ -124,6 +133,7 @@ class MigratingRecovery(QuicPacketRecovery):
         for name, value in state.estimate.items():
             setattr(self, name, value)
         self._pto_count = 0  # somebody is there
+        self.generation = state.generation
         self._cc.bytes_in_flight = 0
         for space, packet in state.flight:
             if space.sent_packets.get(packet.packet_number) is packet:

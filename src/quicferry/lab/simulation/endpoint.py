@@ -191,6 +191,11 @@ class Client(Endpoint):
         return self._address
 
     @property
+    def spare_connection_ids(self) -> int:
+        """How many unused connection IDs of the server the client has."""
+        return self.migrating.spare_connection_ids
+
+    @property
     def external(self) -> SimulatedAddress:
         """The address under which the network sees the client."""
         return self._address if self.nat is None else self.nat.external
@@ -211,21 +216,14 @@ class Client(Endpoint):
         self._observer.address_changed(self.external, external)
         self.nat.rebind(external, grace=grace)
 
-    def migrate(self, address: SimulatedAddress, *, grace: float = 0.0) -> bool:
+    def migrate(self, address: SimulatedAddress, *, grace: float = 0.0) -> None:
         """The client moves to another address of its own (RFC 9000 9), with a new connection ID.
 
         Args:
             address: The new address.
             grace: For so many seconds datagrams to the old one still arrive.
-
-        Returns:
-            Whether it did: it must not without an unused connection ID for each path
-            (RFC 9000 9.5).
         """
         assert self.nat is None
-        in_use = [path for path in self.connection._network_paths[1:] if path.peer_cid is not None]
-        if len(self.connection._peer_cid_available) < 1 + len(in_use):
-            return False
         old = self._address
         self._observer.client_moved(old, address)
         self.network.call_later(grace, lambda: self.network.detach(old))
@@ -234,7 +232,6 @@ class Client(Endpoint):
         self.connection.change_connection_id()
         self.connection.send_ping(0)
         self.flush()
-        return True
 
     def _send(self, data: bytes, destination: SimulatedAddress) -> None:
         if self.nat is not None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
-
-from aioquic.quic.congestion.base import QuicCongestionControl
 
 from quicferry.protocol.events import (
     ClientMigrationDetected,
@@ -19,7 +17,7 @@ from quicferry.protocol.events import (
     ProbingStarted,
 )
 from quicferry.protocol.suite import MigrationProtocol
-from quicferry.transport import address_from_network
+from quicferry.transport import PathEstimate, address_from_network
 
 from .endpoint import Client, Endpoint, ServerEndpoint
 from .errors import InvariantError
@@ -130,13 +128,6 @@ class EventCheck:
                 between.add(event)
 
 
-@dataclass
-class _Snapshot:
-    congestion_control: QuicCongestionControl
-    rtt_known: bool
-    rtt_min: float
-
-
 class PathStateCheck:
     """A false alarm leaves no trace: back at home the client has the path state that it left.
 
@@ -148,7 +139,7 @@ class PathStateCheck:
         self.returns = 0
         self._client = client
         self._home = client.connection.get_peer_address()
-        self._at_home: _Snapshot | None = None
+        self._at_home: PathEstimate | None = None
         self._away = False
         self._completed = 0
 
@@ -162,15 +153,14 @@ class PathStateCheck:
         elif peer != self._home:
             self._away = True
             return
-        loss = self._client.connection._loss
-        now = _Snapshot(loss._cc, loss._rtt_initialized, loss._rtt_min)
+        now = self._client.migrating.path_estimate
         before = self._at_home
         if self._away and before is not None:
             self._away = False
             self.returns += 1
-            if now.congestion_control is not before.congestion_control:
-                raise InvariantError(f"{self._client.name} came home to another congestion window")
-            if before.rtt_known and (not now.rtt_known or now.rtt_min > before.rtt_min):
+            if now.generation != before.generation:
+                raise InvariantError(f"{self._client.name} came home to another path state")
+            if before.min_rtt is not None and (now.min_rtt or math.inf) > before.min_rtt:
                 raise InvariantError(f"{self._client.name} came home to another RTT")
         self._at_home = now
 

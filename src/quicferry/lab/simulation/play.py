@@ -238,8 +238,13 @@ class _Play:
         address = client_address(self.scenario.family, self.client_addresses)
         self.note(f"client, {move.client_change.value}: {address}")
         if move.client_change is ClientChange.MIGRATION:
-            if not self.client.migrate(address, grace=move.client_grace):
-                self.note("client must stay, for want of a connection ID")
+            # It needs one for each place where it looks for its server, and must stay without
+            # (RFC 9000 9.5).
+            places = 1 + max(1, len(self.scenario.pool))
+            if self.client.spare_connection_ids < places:
+                self.note("client stays, for want of connection IDs")
+            else:
+                self.client.migrate(address, grace=move.client_grace)
         else:
             self.client.rebind(address, grace=move.client_grace)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quicferry.protocol.options import Policy, Scheduler
 from quicferry.protocol.suite import ALL_PROTOCOLS, MigrationProtocol
@@ -213,6 +213,10 @@ def _draw_moves(
         moves.append(_draw_move(rng, protocol, destination, ending, nat))
         if ending is Ending.SWITCH:
             current = destination
+    if any(move.protocol in SYMMETRIC_PROTOCOLS for move in moves):
+        # A server that comes from an address unknown to the client can only be heard at an address
+        # of the client that it knows.
+        return tuple(replace(move, client_grace=GRACE) for move in moves)
     return tuple(moves)
 
 
@@ -252,9 +256,7 @@ def _draw_move(
         asked_after=rng.uniform(0, duration + 0.1) if rng.random() < 0.7 else None,
         client_change=change,
         client_changes_after=rng.uniform(0, duration + 0.1),
-        # A server that comes from an address unknown to the client can only be heard at an address
-        # of the client that it knows.
-        client_grace=GRACE if protocol in SYMMETRIC_PROTOCOLS else rng.choice((0.0, GRACE)),
+        client_grace=rng.choice((0.0, GRACE)),
     )
 
 
