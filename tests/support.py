@@ -13,9 +13,11 @@ from aioquic.quic.packet import QuicFrameType
 from simulated_pair import AWAY, HOME, RTT, Pair, genuine, pair, pool
 
 from quicferry.lab.simulation import (
+    Answer,
     Client,
     Datagram,
     Endpoint,
+    Exchange,
     Network,
     Path,
     Responder,
@@ -43,6 +45,9 @@ EXPLICIT = MigrationProtocol.EXPLICIT
 POOL = MigrationProtocol.POOL_OF_ADDRESSES
 SYMMETRIC = MigrationProtocol.SYMMETRIC
 SYNCHRONIZED = MigrationProtocol.SYNCHRONIZED_SYMMETRIC
+
+THIRD: SimulatedAddress = ("10.0.0.3", 4433)
+"""Where a server may go as well."""
 
 SERVER_MIGRATED = b"\x33"
 PING = b"\x01"
@@ -272,6 +277,31 @@ def _skip_body(kind: int, buffer: Buffer) -> None:
         buffer.pull_bytes(buffer.pull_uint_var())
     else:
         raise AssertionError(f"frame type {kind:#x} is not known here")
+
+
+# Whole migrations
+
+TRANSFER = Exchange(20_000, 20_000, answer=Answer.AT_ONCE)
+
+
+def assert_works(it: Pair, at: SimulatedAddress) -> None:
+    """The connection lives, and both ends know where the server is."""
+    it.exchange(TRANSFER)
+    it.network.run_for(0.5)
+    assert it.client.connection.get_peer_address() == at
+    assert it.server.migrating.server_address == at
+    assert it.client.terminated is None
+    assert it.server.terminated is None
+
+
+def server_for(protocol: MigrationProtocol, *destinations: SimulatedAddress) -> ServerMigration:
+    return ServerMigration(pool=pool(*destinations) if protocol is POOL else ())
+
+
+def migrate(it: Pair, protocol: MigrationProtocol, to: SimulatedAddress) -> None:
+    it.imminent(protocol, to if protocol is EXPLICIT else None)
+    it.relocate(to, frozen=0.02)
+    assert_works(it, to)
 
 
 # States of the client's machine, and what a pair must be like to come to them

@@ -51,13 +51,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker reports about a chunk of seeds."""
+    """What a worker reports about a chunk of seeds.
+
+    Attributes:
+        slowest: The longest migration, from network switch to the client's completion, in seconds
+            of virtual time, and its seed.
+    """
 
     seeds: int
     migrations: int
     false_alarms: int
     exchanges: int
     virtual_seconds: float
+    slowest: tuple[float, int]
     failures: tuple[Failure, ...]
     process: int
     memory: int
@@ -67,6 +73,7 @@ def play_seeds(seeds: Iterable[int]) -> Result:
     """Play these seeds, and go on after a failure."""
     count = migrations = false_alarms = exchanges = 0
     duration = 0.0
+    slowest = (0.0, -1)
     failures = []
     for seed in seeds:
         count += 1
@@ -81,6 +88,7 @@ def play_seeds(seeds: Iterable[int]) -> Result:
         false_alarms += outcome.false_alarms
         exchanges += outcome.exchanges
         duration += outcome.duration
+        slowest = max(slowest, (outcome.slowest, seed))
     gc.collect()
     return Result(
         count,
@@ -88,6 +96,7 @@ def play_seeds(seeds: Iterable[int]) -> Result:
         false_alarms,
         exchanges,
         duration,
+        slowest,
         tuple(failures),
         os.getpid(),
         resident_memory(),
@@ -145,11 +154,13 @@ def report(results: Iterable[Result]) -> int:
     memory = Memory()
     played = migrations = failed = 0
     virtual = 0.0
+    slowest = (0.0, -1)
     worst_growth = 0
     for result in results:
         played += result.seeds
         migrations += result.migrations
         virtual += result.virtual_seconds
+        slowest = max(slowest, result.slowest)
         failed += len(result.failures)
         for failure in result.failures:
             print(failure, flush=True)
@@ -168,6 +179,7 @@ def report(results: Iterable[Result]) -> int:
     print(
         f"{played} seeds, {migrations} migrations, {failed} failed, "
         f"{migrations / (time.monotonic() - start):.1f} migrations per second, "
+        f"the slowest took {slowest[0]:.3f} s (seed {slowest[1]}), "
         f"memory grew by {worst_growth / 1e6:.1f} MB"
     )
     return 1 if failed else 0

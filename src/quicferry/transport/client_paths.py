@@ -80,12 +80,13 @@ class ClientPaths:
         """Return whether a packet was sent from home, and copied from another address.
 
         A server that has moved uses a connection ID that it did not use at home (RFC 9000 9.5).
+        Between its original and its preferred address that is not for us to judge.
         """
-        return (
-            bool(connection_id)
-            and source != self.home.addr
-            and (connection_id in self._used_by_home)
-        )
+        if not connection_id or source == self.home.addr:
+            return False
+        path = self._find(source)
+        foreign = path is not None and self._is_foreign(path)
+        return connection_id in self._used_by_home and not foreign
 
     def is_reachable(self, source: NetworkAddress) -> bool:
         """Return whether something could be sent there, with a connection ID of its own."""

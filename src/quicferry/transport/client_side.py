@@ -17,6 +17,7 @@ from quicferry.protocol import (
     ClientMigration,
     MigrationFrame,
     PeerError,
+    ServerMigratedFrame,
 )
 from quicferry.protocol.client import (
     Action,
@@ -72,6 +73,7 @@ class ClientSide:
         self._silent_since = -1
         self._heard_at: float | None = None
         self._challenge_path_in_use = False
+        self._challenge_is_full = True
 
     @property
     def timer(self) -> float | None:
@@ -86,19 +88,19 @@ class ClientSide:
 
     # Inputs
 
-    def expects(self, source: NetworkAddress, connection_id: bytes) -> bool:
-        """Return whether a datagram from an address without a path may be looked at.
+    def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
+        """Return whether a datagram must be dropped unread.
 
         Args:
-            source: The address.
-            connection_id: The destination connection ID, if it is a 1-RTT packet.
+            source: Where it comes from.
+            connection_id: Its destination connection ID, if it is a 1-RTT packet.
         """
+        return source != self._paths.in_use.addr and self._paths.is_copied(source, connection_id)
+
+    def expects(self, source: NetworkAddress) -> bool:
+        """Return whether a datagram from an address without a path may be looked at."""
         address = address_from_network(source)
-        return (
-            address is not None
-            and not self._paths.is_copied(source, connection_id)
-            and self.machine.expects(address)
-        )
+        return address is not None and self.machine.expects(address)
 
     def frame_received(
         self,
@@ -111,9 +113,10 @@ class ClientSide:
         now: float,
     ) -> None:
         """Handle a migration frame."""
-        address = self._reachable(source, connection_id)
-        if address is None:
-            return
+        address = address_from_network(source)
+        reachable = self._reachable(source, connection_id) is not None
+        if address is None or (isinstance(frame, ServerMigratedFrame) and not reachable):
+            return  # what the other frames say does not depend on where they come from
         try:
             actions = self.machine.frame_received(
                 frame, source=address, packet_number=packet_number, is_newest=is_newest
@@ -176,6 +179,9 @@ class ClientSide:
         path.local_challenges.clear()
         if path is self._paths.in_use:
             self._stop_validating()
+            if not self._challenge_is_full:
+                # The limit against amplification was in the way (RFC 9000 8.2.1).
+                self._validate_path_in_use(now)
         if self._paths.is_reachable(path.addr):
             self._run(
                 self.machine.path_answered(
@@ -241,9 +247,9 @@ class ClientSide:
     def write_frames(self, builder: QuicPacketBuilder) -> None:
         """Write what belongs into the next packet on the path in use."""
         if self._challenge_path_in_use:
-            self._connection._write_path_challenge_frame(
-                builder=builder, network_path=self._paths.in_use
-            )
+            path = self._paths.in_use
+            self._challenge_is_full = path.can_send(self._connection._max_datagram_size)
+            self._connection._write_path_challenge_frame(builder=builder, network_path=path)
             self._challenge_path_in_use = False
 
     def challenges_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:

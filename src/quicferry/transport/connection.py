@@ -402,17 +402,18 @@ class Connection(QuicConnection):
             super().receive_datagram(data, addr, now)
             self._detect_client_migration()
             if self._server is not None:
-                self._server.datagram_received()
+                self._server.datagram_received(now)
 
     def _receive_as_client(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if self._client is None and self.negotiated is not None:
             self._start_client_side()
         client = self._client
-        if client is None or any(path.addr == addr for path in self._network_paths):
-            super().receive_datagram(data, addr, now)
+        known = any(path.addr == addr for path in self._network_paths)
+        copied = client is not None and client.is_copied(addr, data[1 : 1 + len(self.host_cid)])
+        if known and copied:
             return
-        if not client.expects(addr, data[1 : 1 + len(self.host_cid)]):
-            super().receive_datagram(data, addr, now)  # which drops it, and logs that
+        if client is None or known or copied or not client.expects(addr):
+            super().receive_datagram(data, addr, now)  # which drops it where it is not known
             return
         # An address never used: it becomes a path if the machine moves there, which it does only
         # for an authenticated packet.

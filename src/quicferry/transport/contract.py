@@ -11,6 +11,7 @@ import aioquic
 from aioquic.h3.connection import H3Connection, H3Stream
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStreamSender
 
@@ -53,10 +54,14 @@ def check_contract() -> None:
         QuicferryError: If it lacks something; the text names what, and the remedy.
     """
     connection = QuicConnection(configuration=QuicConfiguration(is_client=True))
+    builder = QuicPacketBuilder(
+        host_cid=b"", peer_cid=b"", version=1, is_client=True, max_datagram_size=1200
+    )
     wanted: list[tuple[str, object, str]] = [
         ("QuicConnection", connection, f"{_CONNECTION} {FRAME_HANDLERS}"),
         ("QuicPacketRecovery", connection._loss, _RECOVERY),
         ("QuicPacketPacer", QuicPacketPacer(max_datagram_size=1200), "packet_time"),
+        ("QuicPacketBuilder", builder, "_datagram_needs_padding"),
         ("QuicNetworkPath", QuicNetworkPath(("192.0.2.1", 4433)), _PATH),
         ("QuicPacketSpace", QuicPacketSpace(), _SPACE),
         ("H3Connection", H3Connection, _HTTP3),

@@ -19,6 +19,7 @@ from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 
 _ESTIMATE = (
+    "_rtt_initial",
     "_pto_count",
     "_rtt_first_sample_time",
     "_rtt_initialized",
@@ -87,6 +88,7 @@ class MigratingRecovery(QuicPacketRecovery):
         self.awaited: dict[int, Callable[[], None]] = {}
         self._algorithm = congestion_control_algorithm
         self._datagram_size = max_datagram_size
+        self._initial_rtt = self._rtt_initial
         self._has_changed_path = False
 
     def leave_path(self) -> PathState:
@@ -103,6 +105,9 @@ class MigratingRecovery(QuicPacketRecovery):
         self.generation = self._generations
         self._cc = create_congestion_control(self._algorithm, max_datagram_size=self._datagram_size)
         self._pacer = self._fresh_pacer()
+        # Nothing is known of the new path, but a timeout shorter than on this one would be rash
+        # (RFC 9002 6.2.2).
+        self._rtt_initial = max(self._initial_rtt, self.get_probe_timeout() / 2)
         self._pto_count = 0
         self._rtt_first_sample_time = 0.0
         self._rtt_initialized = False
@@ -153,7 +158,7 @@ class MigratingRecovery(QuicPacketRecovery):
     ) -> None:
         largest = space.sent_packets.get(ack_rangeset.bounds().stop - 1)
         if self._has_changed_path and largest is not None and not largest.in_flight:
-            estimate = {name: getattr(self, name) for name in _ESTIMATE[1:]}
+            estimate = {name: getattr(self, name) for name in _ESTIMATE if name != "_pto_count"}
             pacer, self._pacer = self._pacer, self._fresh_pacer()
             super().on_ack_received(
                 ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space

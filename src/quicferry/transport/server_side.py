@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 # More challenges than a client can have under way before it notices that one was answered
 _AWAITED_RESPONSES = 64
-# Seconds after the network switch in which a client should have been heard of
+# Seconds after the network switch in which a client should have been heard of, and at most between
+# two calls
 _CALL_AFTER = 5.0
 
 
@@ -65,6 +66,8 @@ class ServerSide:
         self._retire_later: list[int] = []
         self._delivered: set[int] = set()
         self._call_at: float | None = None
+        self._calls = 0
+        self._is_heard = False
         self._newest_before_switch = -1
 
     @property
@@ -75,22 +78,32 @@ class ServerSide:
     # Inputs
 
     def handle_timer(self, now: float) -> None:
-        """Call a client that has not been heard of since the switch.
+        """Call the client until the migration is complete.
 
-        It may have nothing to send, and so would not find out; but the server is not ready to be
-        moved again before it does. A client that looks for its server, or has something to send,
-        is heard of much sooner.
+        A client that has nothing to send would not find out that the server has moved, and the
+        server could not be moved again before it does. One that has come may be unable to go on:
+        until its path is validated it may only send three times what it gets (RFC 9000 8).
         """
         if self._call_at is not None and now >= self._call_at:
-            self._call_at = None
             self._connection._probe_pending = True
+            self._call_again(now)
 
-    def datagram_received(self) -> None:
+    def datagram_received(self, now: float) -> None:
         """Take note of what may have changed by a datagram from the client."""
-        newest = self._connection._spaces[Epoch.ONE_RTT].largest_received_packet
-        if newest > self._newest_before_switch:
-            self._call_at = None
+        if self._call_at is not None and not self._is_heard:
+            newest = self._connection._spaces[Epoch.ONE_RTT].largest_received_packet
+            if newest > self._newest_before_switch:
+                self._is_heard = True
+                self._call_again(now)
         self.check_connection_ids()
+
+    def _call_again(self, now: float) -> None:
+        delay = _CALL_AFTER
+        if self._is_heard:
+            timeout = self._connection._loss.get_probe_timeout()
+            delay = min(delay, timeout * 2**self._calls)
+            self._calls += 1
+        self._call_at = now + delay
 
     def handshake_finished(self) -> None:
         """Start the connection's life."""
@@ -130,8 +143,11 @@ class ServerSide:
         actions = self.machine.network_switch(address_from_network(address))
         connection.server_address = address
         self._run(actions)
-        self._call_at = now + _CALL_AFTER
         self._newest_before_switch = connection._spaces[Epoch.ONE_RTT].largest_received_packet
+        self._calls = 0
+        # The symmetric protocols speak first; with the others it is the client's turn.
+        self._is_heard = self._must_be_heard
+        self._call_again(now)
         # What expired while the server was frozen counts as one timeout.
         loss = connection._loss
         expired = loss.get_loss_detection_time(amplification_limited=False)
@@ -163,6 +179,8 @@ class ServerSide:
         if self._must_be_heard:
             if not self._connection.has_data_to_send():
                 self._write(builder, ServerMigratedFrame())
+            # Three times the size of this is what the client may send before its path is validated.
+            builder._datagram_needs_padding = True
             self._must_be_heard = False
 
     def _write(self, builder: QuicPacketBuilder, frame: MigrationFrame) -> None:
@@ -209,6 +227,7 @@ class ServerSide:
                     connection._loss.leave_path()
                     connection._loss.quick_timeout = self._options.probe_interval
                 case Complete():
+                    self._call_at = None
                     connection._loss.quick_timeout = None
                     connection._loss.awaited.clear()
                     connection._retire_connection_ids += self._retire_later

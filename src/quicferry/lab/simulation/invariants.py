@@ -62,9 +62,14 @@ class EventCheck:
     Args:
         client: One side.
         server: The other.
+
+    Attributes:
+        slowest: The longest time from a network switch to the client's completion, seconds.
     """
 
     def __init__(self, client: Client, server: ServerEndpoint) -> None:
+        self.slowest = 0.0
+        self._client_completions = 0
         self._client = client
         self._server = server
         self._moves: list[Move] = []
@@ -92,6 +97,10 @@ class EventCheck:
 
     def __call__(self) -> None:
         """To be called after every event: what completes a server is an answer to its answer."""
+        completions = len(events_of(self._client, MigrationCompleted))
+        if completions > self._client_completions:
+            self._client_completions = completions
+            self.slowest = max(self.slowest, self._client.network.now - self._switched_at)
         completions = len(events_of(self._server, MigrationCompleted))
         if completions > self._completions:
             self._completions = completions
@@ -133,12 +142,13 @@ class PathStateCheck:
 
     Args:
         client: The client.
+        home: Where its server is; the client itself may be looking for it elsewhere already.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, home: SimulatedAddress) -> None:
         self.returns = 0
         self._client = client
-        self._home = client.connection.get_peer_address()
+        self._home: SimulatedAddress | None = home
         self._at_home: PathEstimate | None = None
         self._away = False
         self._completed = 0

@@ -56,12 +56,14 @@ class Outcome:
         false_alarms: Announcements that came to nothing, and timeouts that were mere loss.
         exchanges: Requests whose response was verified.
         duration: Virtual time, seconds.
+        slowest: The longest time from a network switch to the client's completion, seconds.
     """
 
     migrations: int
     false_alarms: int
     exchanges: int
     duration: float
+    slowest: float
 
 
 def play(
@@ -149,7 +151,7 @@ class _Play:
             check_pool(self.client, self.scenario.pool)
 
         self.events = EventCheck(self.client, self.server)
-        path_state = PathStateCheck(self.client)
+        path_state = PathStateCheck(self.client, self.scenario.server)
         self.network.watchers += [path_state, self.events]
         for number, move in enumerate(self.scenario.moves, 1):
             self.move(move)
@@ -163,6 +165,7 @@ class _Play:
             self.aborts + path_state.returns,
             self.requests.completed,
             self.network.now - start,
+            self.events.slowest,
         )
 
     def keep_alive(self, interval: float) -> None:

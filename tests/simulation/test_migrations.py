@@ -1,0 +1,19 @@
+"""Thousands of seeded migrations; what is checked stands in `quicferry.lab.simulation.play`.
+
+To play one that failed again: ``python -m quicferry.lab.soak --seeds 123..123 --trace``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from quicferry.lab.soak import play_seeds
+
+CHUNK = 50
+CHUNKS = 40
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_seeded_migrations(chunk: int) -> None:
+    result = play_seeds(range(chunk * CHUNK, (chunk + 1) * CHUNK))
+    assert not result.failures, "\n\n".join(map(str, result.failures))

@@ -1,0 +1,114 @@
+"""The open-ended player: what it prints, when it fails, and that it notices what leaks."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterable
+
+import pytest
+
+from quicferry.lab import soak
+from quicferry.lab.simulation.play import Journal, play
+from quicferry.lab.simulation.scenario import Ending, draw
+from quicferry.protocol import MigrationProtocol, Policy, Scheduler
+
+
+def first(seeds: Iterable[int], count: int) -> list[int]:
+    return list(itertools.islice(seeds, count))
+
+
+def test_seeds() -> None:
+    assert list(soak.parse_seeds("3")) == [0, 1, 2]
+    assert list(soak.parse_seeds("7..9")) == [7, 8, 9]
+    assert first(soak.parse_seeds("forever"), 3) == [0, 1, 2]
+    with pytest.raises(argparse.ArgumentTypeError, match="forever"):
+        soak.parse_seeds("all")
+
+
+def test_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--seeds", "30", "--jobs", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "30 seeds" in captured.out
+    assert " 0 failed" in captured.out
+    assert "migrations per second" in captured.out
+    assert "memory grew" in captured.out
+    assert "25 seeds" in captured.err
+
+
+def result(*failures: soak.Failure, memory: int = 100 << 20) -> soak.Result:
+    return soak.Result(
+        seeds=25,
+        migrations=30,
+        false_alarms=2,
+        exchanges=200,
+        virtual_seconds=50.0,
+        slowest=(0.5, 7),
+        failures=failures,
+        process=1,
+        memory=memory,
+    )
+
+
+def test_failure_names_the_seed_and_how_to_play_it_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failure = soak.Failure(12, "InvariantError: the sky is green")
+    assert soak.report([result(), result(failure)]) == 1
+    output = capsys.readouterr().out
+    assert "seed 12 failed: InvariantError: the sky is green" in output
+    assert "Scenario(seed=12" in output
+    assert "python -m quicferry.lab.soak --seeds 12..12 --trace" in output
+    assert "50 seeds, 60 migrations, 1 failed" in output
+    assert "the slowest took 0.500 s (seed 7)" in output
+
+
+def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--seeds", "1..1", "--trace"]) == 0
+    output = capsys.readouterr().out
+    assert "------ imminent: " in output
+    assert "------ freeze" in output or "------ abort" in output
+    assert "migration:migration_ready" in output
+    assert "Outcome(migrations=" in output
+
+
+def test_growing_memory_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    growing = (result(memory=(100 + number) << 20) for number in itertools.count())
+    assert soak.report(growing) == 1
+    assert "something leaks" in capsys.readouterr().out
+    # What fills up at first is no leak.
+    settled = (result(memory=min(100 + number, 107) << 20) for number in range(100))
+    assert soak.report(settled) == 0
+
+
+def test_resident_memory() -> None:
+    before = soak.resident_memory()
+    block = bytearray(b"x") * (32 << 20)
+    assert soak.resident_memory() - before > 24 << 20
+    assert block
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    journals: list[Journal] = [[], []]
+    outcomes = [play(draw(17), None, journal) for journal in journals]
+    assert journals[0] == journals[1]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_scenarios_cover_what_they_should() -> None:
+    scenarios = [draw(seed) for seed in range(500)]
+    moves = [move for scenario in scenarios for move in scenario.moves]
+    assert {move.protocol for move in moves} == set(MigrationProtocol)
+    assert {scenario.policy for scenario in scenarios} == set(Policy)
+    assert {scenario.scheduler for scenario in scenarios} == set(Scheduler)
+    assert {scenario.family for scenario in scenarios} == {4, 6}
+    assert {move.ending for move in moves} == set(Ending)
+    assert {len(scenario.pool) for scenario in scenarios} >= {0, 1, 2, 3, 6}
+    assert {len(scenario.moves) for scenario in scenarios} == {1, 2, 3}
+    # Only the port changes; and back to where it came from.
+    assert any(move.destination[0] == "10.0.0.1" and move.destination[1] == 4434 for move in moves)
+    assert any(
+        move.ending is Ending.SWITCH and move.destination == scenario.server
+        for scenario in scenarios
+        for move in scenario.moves
+    )
