@@ -17,12 +17,13 @@ from support import (
     in_state,
     migrate,
     ping,
+    server_for,
     thaw,
     wait_for_state,
     wired_pair,
 )
 
-from quicferry.lab.simulation import Datagram, SimulatedAddress
+from quicferry.lab.simulation import Datagram, Exchange, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
@@ -92,6 +93,31 @@ def test_copies_do_not_use_up_the_connection_ids() -> None:
             it.deliver(it.client, genuine(it.server, PING), (f"192.0.2.{number}", 6666))
         ping(it.client)
         it.relocate(AWAY, frozen=0.05)
+        assert_works(it, AWAY)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("protocol", MigrationProtocol)
+def test_copies_from_the_old_address_at_the_switch(
+    protocol: MigrationProtocol, policy: Policy, count: int
+) -> None:
+    """The first packets from the new address seem to come from the old one."""
+    with wired_pair(client=ClientMigration(policy=policy), server=server_for(protocol, AWAY)) as (
+        it,
+        _,
+    ):
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        left = iter(range(count))
+
+        def copy(datagram: Datagram) -> None:
+            if datagram.source == AWAY and next(left, None) is not None:
+                it.network.call_later(0.001, lambda: it.deliver(it.client, datagram.data, HOME))
+
+        it.network.taps.append(copy)
+        it.requests.start([[Exchange(10, 10)]])
+        it.relocate(AWAY, frozen=0.3)
+        it.network.run_until(lambda: it.requests.done, limit=10, what="the request")
         assert_works(it, AWAY)
 
 

@@ -307,10 +307,11 @@ def test_eager_resends_all_of_it() -> None:
         it.host.freeze()
         it.requests.start([[Exchange(8_000, 10)]])
         it.network.run_for(0.03)
-        switched = it.network.now
         it.host.resume(AWAY)
+        wait_for_state(it, "idle")
+        moved = it.network.now
         it.network.run_until(lambda: it.requests.done, limit=1, what="the request")
-        assert it.network.now - switched <= EAGER.probe_interval + 2.3 * RTT
+        assert it.network.now - moved <= 1.4 * RTT
 
 
 def test_eager_with_an_idle_application_completes() -> None:

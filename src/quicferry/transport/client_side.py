@@ -152,6 +152,9 @@ class ClientSide:
             self._probe_at = None
             self._run(self.machine.probe_due(), now)
         if self._challenge_again_at is not None and now >= self._challenge_again_at:
+            path = self._paths.in_use
+            if not path.is_validated and self.machine.may_probe(address_of(path)):
+                self._allow_probe(path)
             self._validate_path_in_use(now)
         silent_at = self._silent_at()
         if silent_at is not None and now >= silent_at:
