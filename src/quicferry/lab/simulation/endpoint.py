@@ -306,26 +306,28 @@ class ServerHost:
         network.attach(address, self.receive)
 
     def freeze(self) -> None:
-        """Stop the program: nobody listens, no timer runs."""
+        """Stop the program: nobody listens, no timer runs.
+
+        Connections that cannot migrate are closed before.
+        """
+        for endpoint in self.endpoints:
+            connection = endpoint.connection
+            if not (isinstance(connection, Connection) and connection.negotiated):
+                connection.close(reason_phrase="server migrated")
+                endpoint.flush()
         self.network.detach(self.address)
         self.frozen = True
 
     def resume(self, address: SimulatedAddress) -> None:
-        """Let the program run again, at `address`, and tell every connection.
-
-        Those that cannot migrate are closed.
-        """
+        """Let the program run again, at `address`, and tell every connection."""
         self.address = address
         self.frozen = False
         self.network.attach(address, self.receive)
         for endpoint in self.endpoints:
-            connection = endpoint.connection
-            if isinstance(connection, Connection) and connection.negotiated:
-                if endpoint.terminated is None:
-                    connection.network_switch(address, now=self.network.now)
-            else:
-                connection.close(reason_phrase="server migrated")
-            endpoint.flush()
+            if endpoint.terminated is None and isinstance(endpoint.connection, Connection):
+                if endpoint.connection.negotiated:
+                    endpoint.connection.network_switch(address, now=self.network.now)
+                endpoint.flush()
         deferred, self._deferred = self._deferred, []
         for action in deferred:
             action()
