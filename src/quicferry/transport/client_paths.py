@@ -54,8 +54,7 @@ class ClientPaths:
         self._former_homes: deque[QuicNetworkPath] = deque()
         self._not_preferred: QuicNetworkPath | None = None
         self._spent: deque[QuicConnectionId] = deque()
-        self._used_by_home: set[bytes] = {connection.host_cid}
-        self._used_by_other: set[bytes] = set()
+        self._home_id: bytes = connection.host_cid
 
     @property
     def in_use(self) -> QuicNetworkPath:
@@ -69,24 +68,19 @@ class ClientPaths:
                 return path if path is self.home or path.addr in self.probes else None
         return None
 
-    def connection_id_seen(self, source: NetworkAddress, connection_id: bytes) -> None:
-        """Take note which of the client's connection IDs the server uses from home."""
-        if source == self.home.addr:
-            self._used_by_home.add(connection_id)
-        elif source == self.in_use.addr:
-            self._used_by_other.add(connection_id)
-
     def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
         """Return whether a packet was sent from home, and copied from another address.
 
         A server that has moved uses a connection ID that it did not use at home (RFC 9000 9.5).
-        Between its original and its preferred address that is not for us to judge.
+        Only one that is proven to be used there counts, by the handshake or by the answer to the
+        challenge: the source of any other packet could be forged itself.
         """
-        if not connection_id or source == self.home.addr:
+        if not connection_id or connection_id != self._home_id:
             return False
         path = self._find(source)
         foreign = path is not None and self._is_foreign(path)
-        return connection_id in self._used_by_home and not foreign
+        # Between its original and its preferred address that is not for us to judge.
+        return source != self.home.addr and not foreign
 
     def is_reachable(self, source: NetworkAddress) -> bool:
         """Return whether something could be sent there, with a connection ID of its own."""
@@ -136,7 +130,6 @@ class ClientPaths:
         connection._spin_bit = False  # RFC 9000 17.4
         connection._network_paths.remove(path)
         connection._network_paths.insert(0, path)
-        self._used_by_other.clear()
         if path is self.home:
             assert self._home_state is not None, "home was left"
             connection._loss.return_to_path(self._home_state, now=now)
@@ -154,14 +147,20 @@ class ClientPaths:
             path.validation_deadline = None
         self._forget_unnamed()
 
-    def settle(self, now: float) -> None:
-        """Make the path in use home, for good."""
+    def settle(self, connection_id: bytes, now: float) -> None:
+        """Make the path in use home, for good.
+
+        Args:
+            connection_id: What the server used when it answered the challenge there.
+            now: The current time in seconds.
+        """
         if self._home_state is not None:
             # What was under way to the old address is not answered any more.
             self._connection._loss.give_up(self._home_state, now=now)
         former = self.home
         self._make_home(self.in_use)
         self.home.is_validated = True
+        self._home_id = connection_id
         self._forget_unnamed()
         self.probes = dict.fromkeys(self.probes, 0)
         self._spend(former)
@@ -225,7 +224,7 @@ class ClientPaths:
     def _make_home(self, path: QuicNetworkPath) -> None:
         former, self.home = self.home, path
         self._home_state = None
-        self._used_by_home, self._used_by_other = self._used_by_other, set()
+        self._home_id = b""
         self.probes.pop(path.addr, None)
         # Late packets still come from there, but it starts afresh should the server return.
         former.is_validated = False

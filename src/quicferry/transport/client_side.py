@@ -70,6 +70,7 @@ class ClientSide:
         self._connection = connection
         self._paths = ClientPaths(connection, self.machine.may_probe)
         self._challenges: list[QuicNetworkPath] = []
+        self._answered_with = b""
         self._silent_since = -1
         self._heard_at: float | None = None
         self._challenge_path_in_use = False
@@ -169,9 +170,16 @@ class ClientSide:
         self._run(self.machine.validation_failed(), now)
 
     def path_answered(
-        self, data: bytes, source: NetworkAddress, packet_number: int, now: float
+        self,
+        data: bytes,
+        *,
+        source: NetworkAddress,
+        connection_id: bytes,
+        packet_number: int,
+        now: float,
     ) -> bool:
         """Handle a PATH_RESPONSE; return False where it is none of ours."""
+        self._answered_with = connection_id
         path = self._paths.challenged_by(data)
         if path is None:
             return False
@@ -316,7 +324,7 @@ class ClientSide:
                 case ReturnHome():
                     self._return_home(now)
                 case Commit():
-                    self._paths.settle(now)
+                    self._paths.settle(self._answered_with, now)
 
     def _redirect(self, address: Address, now: float) -> None:
         path = self._paths.to(address)
@@ -364,7 +372,6 @@ class ClientSide:
 
     def _reachable(self, source: NetworkAddress, connection_id: bytes) -> Address | None:
         """Return where a packet comes from, if the connection could move there."""
-        self._paths.connection_id_seen(source, connection_id)
         if self._paths.is_copied(source, connection_id) or not self._paths.is_reachable(source):
             return None
         return address_from_network(source)

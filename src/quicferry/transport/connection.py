@@ -490,7 +490,11 @@ class Connection(QuicConnection):
         start = buf.tell()
         data = buf.pull_bytes(8)
         if self._client.path_answered(
-            data, context.network_path.addr, self._received.current, context.time
+            data,
+            source=context.network_path.addr,
+            connection_id=context.host_cid,
+            packet_number=self._received.current,
+            now=context.time,
         ):
             # The server is complete when this is acknowledged.
             self._spaces[_ONE_RTT].ack_at = context.time

@@ -1,7 +1,8 @@
-"""Whatever the client's machine is told, in whatever order."""
+"""Whatever the machines are told, in whatever order."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from driven import (
@@ -10,9 +11,11 @@ from driven import (
     ELSEWHERE,
     HOME,
     MIGRATED,
+    POOL,
     THIRD,
     UNKNOWN,
     DrivenClient,
+    DrivenServer,
     announced,
     pooled,
 )
@@ -22,11 +25,15 @@ from hypothesis import strategies as st
 from quicferry.protocol import (
     Address,
     ConnectionErrorCode,
+    MigrationAddress,
+    MigrationError,
     MigrationProtocol,
+    MigrationReady,
     PeerError,
     Policy,
     PoolAddressReceived,
     Scheduler,
+    ServerMigration,
     refusal,
 )
 from quicferry.protocol.client import (
@@ -35,6 +42,7 @@ from quicferry.protocol.client import (
     Redirect,
     ReturnHome,
 )
+from quicferry.protocol.server import SwitchPath
 
 ADDRESSES = [HOME, AWAY, THIRD, ELSEWHERE, AWAY6, Address.parse("224.0.0.1:1")]
 addresses = st.sampled_from(ADDRESSES)
@@ -58,7 +66,7 @@ inputs = (
     st.sampled_from(Scheduler),
     st.lists(inputs, max_size=30),
 )
-def test_any_sequence(
+def test_client(
     negotiated: MigrationProtocol,
     policy: Policy,
     scheduler: Scheduler,
@@ -93,3 +101,42 @@ def test_any_sequence(
     assert closed or moved == client.state.startswith("VALIDATING")
     received_events = [e for e in client.events if isinstance(e, PoolAddressReceived)]
     assert len(received_events) == len(set(received_events))
+
+
+sent = st.sampled_from([announced(AWAY), announced(THIRD), UNKNOWN, MIGRATED, pooled(AWAY)])
+protocols = st.integers(0, 15).map(MigrationProtocol)
+calls = (
+    st.tuples(st.just("imminent"), protocols, st.none() | addresses)
+    | st.tuples(st.sampled_from(["switch", "abort", "response_acknowledged"]))
+    | st.tuples(st.sampled_from(["acknowledged", "lost"]), sent)
+)
+
+
+@given(protocols, st.booleans(), st.booleans(), st.lists(calls, max_size=30))
+def test_server(
+    negotiated: MigrationProtocol,
+    with_pool: bool,
+    connection_ids: bool,
+    sequence: list[tuple[Any, ...]],
+) -> None:
+    """Only MigrationError comes out; nothing is switched that was not ready, or completed twice."""
+    pool = (MigrationAddress.of(AWAY),) if with_pool else ()
+    server = DrivenServer(
+        negotiated,
+        options=ServerMigration(pool=pool),
+        connection_ids=connection_ids,
+        acknowledge_pool=False,
+    )
+    for kind, *arguments in sequence:
+        with suppress(MigrationError):
+            getattr(server, kind)(*arguments)
+    names = [type(event).__name__ for event in server.events]
+    ready, completed = names.count("MigrationReady"), names.count("MigrationCompleted")
+    switched = sum(isinstance(action, SwitchPath) for action in server.actions)
+    assert completed <= switched <= ready
+    assert switched - completed == (server.state == "SWITCHED")
+    assert not ready or connection_ids
+    for event in server.events:
+        if isinstance(event, MigrationReady):
+            assert event.protocol & negotiated
+            assert (event.protocol is POOL) or not with_pool or not negotiated & POOL
