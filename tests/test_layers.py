@@ -38,7 +38,7 @@ MAY_IMPORT = {
 }
 LIBRARIES = {
     "protocol": frozenset[str](),
-    "transport": frozenset({"aioquic"}),
+    "transport": frozenset({"aioquic", "msgpack"}),
     "io": frozenset({"aioquic"}),
     "server": frozenset({"aioquic", "cryptography", "hypercorn"}),
     "client": frozenset({"aioquic"}),

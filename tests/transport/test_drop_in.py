@@ -276,7 +276,7 @@ def test_contract_is_complete() -> None:
     folder = FilePath(transport.__file__).parent
     used: set[str] = set()
     own: set[str] = set()
-    for path in folder.glob("*.py"):
+    for path in [*folder.glob("*.py"), *(folder.parent / "protocol").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):

@@ -9,13 +9,24 @@ from .configuration import Configuration
 from .connection import Connection
 from .http3 import Http3Connection
 from .recovery import PathEstimate
+from .seal import RESERVED_NUMBERS
+from .snapshot import activate, commit, freeze, resume_after_freeze, thaw
+from .snapshot_format import MAX_SNAPSHOT_SIZE, SnapshotError
 
 __all__ = [
+    "MAX_SNAPSHOT_SIZE",
+    "RESERVED_NUMBERS",
     "Configuration",
     "Connection",
     "Http3Connection",
     "NetworkAddress",
     "PathEstimate",
+    "SnapshotError",
+    "activate",
     "address_from_network",
+    "commit",
+    "freeze",
     "network_address",
+    "resume_after_freeze",
+    "thaw",
 ]

@@ -24,7 +24,11 @@ from aioquic.quic.connection import (
     QuicTokenHandler,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.packet_builder import (
+    QuicDeliveryState,
+    QuicPacketBuilder,
+    QuicPacketBuilderStop,
+)
 from aioquic.quic.recovery import QuicPacketNumberWindow, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
@@ -57,6 +61,7 @@ from .contract import FRAME_HANDLERS, check_contract
 from .parameters import find_suite, with_suite
 from .qlog import encode_frame, log_event
 from .recovery import MigratingRecovery, PathEstimate
+from .seal import Seal
 from .server_side import ServerSide
 
 check_contract()
@@ -141,6 +146,8 @@ class Connection(QuicConnection):
         self._received = _NumberedWindow()
         self._received_is_newest = False
         self._consumed: dict[int, int] = {}
+        self._seal = Seal()
+        self._first_secrets: dict[tls.Direction, bytes] = {}
         if options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
                 congestion_control_algorithm=configuration.congestion_control_algorithm,
@@ -188,13 +195,29 @@ class Connection(QuicConnection):
         return len(self._peer_cid_available)
 
     @property
+    def own_connection_ids(self) -> tuple[bytes, ...]:
+        """The connection IDs under which the peer may address this side."""
+        return tuple(cid.cid for cid in self._host_cids)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the connection is frozen, or a copy that is not active yet: it does nothing."""
+        return self._seal.is_shut
+
+    @property
     def close_reason(self) -> quic_events.ConnectionTerminated | None:
         """Why the connection is being closed; known before aioquic's event, which ends it."""
         return self._close_event
 
+    def next_event(self) -> quic_events.QuicEvent | None:
+        """Return the next event, or None, as in aioquic."""
+        return None if self._seal.is_shut else super().next_event()
+
     def next_migration_event(self) -> MigrationEvent | None:
         """Return the next event of the extension, or None."""
-        return self._migration_events.popleft() if self._migration_events else None
+        if self._seal.is_shut or not self._migration_events:
+            return None
+        return self._migration_events.popleft()
 
     def emit(self, event: MigrationEvent) -> None:
         """Put an event into the queue, and into the qlog trace."""
@@ -366,6 +389,18 @@ class Connection(QuicConnection):
         except PeerError as exc:
             raise _close_with(exc, QuicFrameType.CRYPTO) from None
 
+    def _update_traffic_key(
+        self,
+        direction: tls.Direction,
+        epoch: tls.Epoch,
+        cipher_suite: tls.CipherSuite,
+        secret: bytes,
+    ) -> None:
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+        if epoch is _ONE_RTT:
+            # Key updates leave the key for header protection as it is (RFC 9001 6).
+            self._first_secrets[direction] = secret
+
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         if self._options is not None:
@@ -394,6 +429,8 @@ class Connection(QuicConnection):
             addr: Where it came from.
             now: The current time in seconds.
         """
+        if self._seal.is_shut:
+            return
         if self._options is None:
             super().receive_datagram(data, addr, now)
         elif self._is_client:
@@ -519,6 +556,10 @@ class Connection(QuicConnection):
 
     def get_timer(self) -> float | None:
         """Return when `handle_timer` has to be called, or None, as in aioquic."""
+        if self._seal.is_shut:
+            return None
+        if self._seal.holds_back(self._packet_number):
+            return self._close_at
         at: float | None = super().get_timer()
         side = self._client or self._server
         own_at = side.timer if side is not None else None
@@ -532,6 +573,8 @@ class Connection(QuicConnection):
         Args:
             now: The current time in seconds.
         """
+        if self._seal.is_shut:
+            return
         timeouts = self._loss._pto_count
         super().handle_timer(now)
         side = self._client or self._server
@@ -559,6 +602,8 @@ class Connection(QuicConnection):
         Args:
             now: The current time in seconds.
         """
+        if self._seal.is_shut or self._seal.holds_back(self._packet_number):
+            return []
         datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
         if self._client is not None and self._state not in END_STATES:
             datagrams += self._client.challenges_to_send(now)
@@ -566,10 +611,21 @@ class Connection(QuicConnection):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         # Called for every 1-RTT packet after the handshake, before stream data is written
+        if self._seal.holds_back(builder.packet_number):
+            raise QuicPacketBuilderStop
         super()._write_connection_limits(builder, space)
         side = self._client or self._server
         if side is not None:
             side.write_frames(builder)
+
+    def _send_probing_frames(
+        self, network_path: QuicNetworkPath, now: float
+    ) -> list[tuple[bytes, NetworkAddress]]:
+        if self._seal.holds_back(self._packet_number):
+            return []
+        datagrams: list[tuple[bytes, NetworkAddress]]
+        datagrams = super()._send_probing_frames(network_path, now)
+        return datagrams
 
     def _write_path_response_frame(self, builder: QuicPacketBuilder, challenge: bytes) -> None:
         super()._write_path_response_frame(builder, challenge)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import aioquic
 from aioquic.h3.connection import H3Connection, H3Stream
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection, QuicNetworkPath
+from aioquic.quic.connection import Limit, QuicConnection, QuicNetworkPath
+from aioquic.quic.crypto import CryptoContext, CryptoPair
 from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
-from aioquic.quic.stream import QuicStreamSender
+from aioquic.quic.recovery import QuicPacketNumberWindow, QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.tls import Context
 
 from quicferry.protocol import QuicferryError
 
@@ -42,9 +44,34 @@ _PATH = """
     addr bytes_received bytes_sent is_validated local_challenge_sent local_challenges peer_cid
     remote_challenges validation_deadline
 """
+_STATE = """
+    _ack_eliciting_sent_since_receipt _crypto_streams _discard_epoch _handshake_done_pending
+    _host_cid_seq _local_max_data _local_max_stream_data_bidi_local
+    _local_max_stream_data_bidi_remote _local_max_stream_data_uni _local_max_streams_bidi
+    _local_max_streams_uni _local_next_stream_id_bidi _local_next_stream_id_uni _pacing_at
+    _peer_cid_sequence_numbers _peer_retire_prior_to _remote_active_connection_id_limit
+    _remote_max_datagram_frame_size _remote_max_idle_timeout _remote_max_stream_data_bidi_local
+    _remote_max_stream_data_bidi_remote _remote_max_stream_data_uni _remote_max_streams_bidi
+    _remote_max_streams_uni _send_probing_frames _spin_highest_pn _streams_blocked_bidi
+    _streams_blocked_pending _streams_blocked_uni _update_traffic_key
+"""
 _HTTP3 = "_check_content_length _decode_headers"
-_SPACE = "ack_at ack_eliciting_in_flight largest_received_packet received_packets sent_packets"
-_SENDER = "_buffer_stop buffer_is_empty highest_offset is_finished next_offset"
+_SPACE = """
+    ack_at ack_eliciting_in_flight ack_queue expected_packet_number largest_acked_packet
+    largest_received_packet largest_received_time loss_time received_packets sent_packets
+"""
+_SENDER = """
+    _acked _acked_fin _buffer _buffer_fin _buffer_start _buffer_stop _pending _pending_eof
+    _reset_error_code buffer_is_empty highest_offset is_finished next_offset reset_pending
+"""
+_RECEIVER = """
+    _buffer _buffer_start _final_size _ranges _stop_error_code highest_offset is_finished
+    stop_pending
+"""
+_STREAM = """
+    is_blocked max_stream_data_local max_stream_data_local_sent max_stream_data_remote receiver
+    sender stream_id
+"""
 
 
 def check_contract() -> None:
@@ -58,7 +85,7 @@ def check_contract() -> None:
         host_cid=b"", peer_cid=b"", version=1, is_client=True, max_datagram_size=1200
     )
     wanted: list[tuple[str, object, str]] = [
-        ("QuicConnection", connection, f"{_CONNECTION} {FRAME_HANDLERS}"),
+        ("QuicConnection", connection, f"{_CONNECTION} {_STATE} {FRAME_HANDLERS}"),
         ("QuicPacketRecovery", connection._loss, _RECOVERY),
         ("QuicPacketPacer", QuicPacketPacer(max_datagram_size=1200), "packet_time"),
         ("QuicPacketBuilder", builder, "_datagram_needs_padding"),
@@ -67,6 +94,13 @@ def check_contract() -> None:
         ("H3Connection", H3Connection, _HTTP3),
         ("H3Stream", H3Stream(0), "expected_content_length stream_id"),
         ("QuicStreamSender", QuicStreamSender(stream_id=0, writable=True), _SENDER),
+        ("QuicStreamReceiver", QuicStreamReceiver(stream_id=0, readable=True), _RECEIVER),
+        ("QuicStream", QuicStream(), _STREAM),
+        ("QuicPacketNumberWindow", QuicPacketNumberWindow(), "_lower _received"),
+        ("CryptoPair", CryptoPair(), "_update_key_requested recv send"),
+        ("CryptoContext", CryptoContext(), "cipher_suite key_phase secret setup"),
+        ("Limit", Limit(0, "", 0), "sent used value"),
+        ("Context", Context(is_client=False), "alpn_negotiated state"),
     ]
     missing = [
         f"{name}.{attribute}"

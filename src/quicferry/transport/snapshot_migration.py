@@ -1,0 +1,104 @@
+"""The server's side of the migration as a record, and back."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from quicferry.protocol import (
+    FrameType,
+    MigrationAddress,
+    MigrationFrame,
+    MigrationProtocol,
+    ServerMachine,
+    ServerMigrationFrame,
+    decode_frame,
+    encode_body,
+)
+from quicferry.protocol.server import State
+
+from .connection import Connection
+from .server_side import ServerSide
+from .snapshot_records import FrameState, MigrationState
+
+
+def capture_migration(connection: Connection, now: float) -> MigrationState | None:
+    """Return the state of the server's side; None where server migration is off."""
+    side = connection._server
+    if side is None:
+        return None
+    machine = side.machine
+    announcement = machine._announcement
+    return MigrationState(
+        state=machine.state.name,
+        protocol=None if machine.protocol is None else int(machine.protocol),
+        family=machine._family,
+        pool=tuple(address.encode() for address in machine._pool),
+        pool_unacknowledged=tuple(
+            address.encode() for address in machine._pool if address in machine._pool_unacknowledged
+        ),
+        announcement=None if announcement is None else encode_body(announcement),
+        is_announcement_acknowledged=machine._announcement_acknowledged,
+        has_connection_ids=machine._has_connection_ids,
+        switched_to=(
+            None
+            if machine._switched_to is None
+            else MigrationAddress.of(machine._switched_to).encode()
+        ),
+        is_migrated_acknowledged=machine._migrated_acknowledged,
+        frames=tuple(FrameState(int(f.type), encode_body(f)) for f in side._to_send),
+        must_be_heard=side._must_be_heard,
+        retire_later=tuple(side._retire_later),
+        delivered=tuple(
+            cid.sequence_number
+            for cid in connection._host_cids
+            if cid.sequence_number in side._delivered
+        ),
+        call_in=None if side._call_at is None else side._call_at - now,
+        calls=min(side._calls, 255),
+        is_heard=side._is_heard,
+        newest_before_switch=side._newest_before_switch,
+        awaited=tuple(connection._loss.awaited),
+        is_timeout_quick=connection._loss.quick_timeout is not None,
+    )
+
+
+def restore_migration(side: ServerSide, state: MigrationState, now: float) -> None:
+    """Go on with a migration, or with none."""
+    machine = side.machine
+    _restore_machine(machine, state)
+    side._to_send = deque(_frame(frame, machine._announcement) for frame in state.frames)
+    side._must_be_heard = state.must_be_heard
+    side._retire_later = list(state.retire_later)
+    side._delivered = set(state.delivered)
+    side._call_at = None if state.call_in is None else now + state.call_in
+    side._calls = state.calls
+    side._is_heard = state.is_heard
+    side._newest_before_switch = state.newest_before_switch
+    for number in state.awaited:
+        side.path_response_written(number)
+    if state.is_timeout_quick:
+        side._connection._loss.quick_timeout = side._options.probe_interval
+
+
+def _restore_machine(machine: ServerMachine, state: MigrationState) -> None:
+    machine.state = State[state.state]
+    machine.protocol = None if state.protocol is None else MigrationProtocol(state.protocol)
+    machine._pool = [MigrationAddress.decode(address) for address in state.pool]
+    machine._pool_unacknowledged = set(map(MigrationAddress.decode, state.pool_unacknowledged))
+    if state.announcement is not None:
+        announcement = decode_frame(FrameType.SERVER_MIGRATION, state.announcement)
+        assert isinstance(announcement, ServerMigrationFrame)
+        machine._announcement = announcement
+    machine._announcement_acknowledged = state.is_announcement_acknowledged
+    machine._has_connection_ids = state.has_connection_ids
+    if state.switched_to is not None:
+        machine._switched_to = MigrationAddress.decode(state.switched_to).for_family(
+            machine._family
+        )
+    machine._migrated_acknowledged = state.is_migrated_acknowledged
+
+
+def _frame(state: FrameState, announcement: ServerMigrationFrame | None) -> MigrationFrame:
+    frame = decode_frame(state.type, state.body)
+    # The machine knows its announcement by identity.
+    return announcement if announcement is not None and frame == announcement else frame
