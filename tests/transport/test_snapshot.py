@@ -185,6 +185,10 @@ def live_through(it: Pair, rng: random.Random, protocol: MigrationProtocol | Non
     wait_for_exchanges(it)
     it.network.run_for(1)
     it.exchange()
+    it.network.run_for(1)
+    for side in (it.client, it.server):
+        side.flush()
+        assert side.connection._streams == {}  # nothing is waited for on either side
     assert it.server.terminated is None
     assert it.client.terminated is None
     assert it.server.migrating.stable_id == stable_id
@@ -334,6 +338,23 @@ def test_events_and_datagrams_that_wait_are_carried() -> None:
             None,
         ]
         assert list(copy._datagrams_pending) == [b"datagram"]
+
+
+def test_a_datagram_that_the_source_has_read_is_not_read_again() -> None:
+    with pair() as it:
+        it.client.connection.send_ping(1)
+        copied: list[bytes] = []
+        it.network.taps.append(
+            lambda datagram: copied.append(datagram.data) if datagram.destination == HOME else None
+        )
+        it.client.flush()
+        it.network.run_for(0.1)
+        replace_server(it)
+        space = it.server.connection._spaces[Epoch.ONE_RTT]
+        assert copied
+        for data in copied:
+            it.server.connection.receive_datagram(data, it.client.external, it.network.now)
+        assert space.ack_at is None
 
 
 def test_times_are_those_of_the_destination() -> None:
