@@ -171,7 +171,7 @@ class DrivenServer:
         self,
         negotiated: MigrationProtocol | None = ALL_PROTOCOLS,
         *,
-        options: ServerMigration = ServerMigration(),  # noqa: B008 (frozen)
+        options: ServerMigration = ServerMigration(),
         family: int = 4,
         acknowledge_pool: bool = True,
         connection_ids: bool = True,

@@ -53,7 +53,7 @@ def certificate() -> tuple[bytes, bytes]:
 
 
 def server_configuration(
-    migration: ServerMigration | None = ServerMigration(),  # noqa: B008
+    migration: ServerMigration | None = ServerMigration(),
     **fields: Any,
 ) -> Configuration:
     configuration = Configuration(
@@ -64,7 +64,7 @@ def server_configuration(
 
 
 def client_configuration(
-    migration: ClientMigration | None = ClientMigration(),  # noqa: B008
+    migration: ClientMigration | None = ClientMigration(),
     **fields: Any,
 ) -> Configuration:
     return Configuration(

@@ -118,8 +118,8 @@ def pool(*addresses: SimulatedAddress) -> tuple[MigrationAddress, ...]:
 def pair(
     seed: int = 0,
     *,
-    server: ServerMigration | None = ServerMigration(),  # noqa: B008 (frozen)
-    client: ClientMigration | None = ClientMigration(),  # noqa: B008 (frozen)
+    server: ServerMigration | None = ServerMigration(),
+    client: ClientMigration | None = ClientMigration(),
     path: Path | None = None,
     nat: NatKind | None = None,
     home: SimulatedAddress = HOME,

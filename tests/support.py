@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from aioquic._buffer import Buffer
 from aioquic.quic.crypto import CryptoContext
@@ -152,11 +153,8 @@ class Wire:
                 self._plain[data] = number, payload
             return data
 
-        CryptoContext.encrypt_packet = watched  # type: ignore[method-assign, assignment]
-        try:
+        with patch.object(CryptoContext, "encrypt_packet", watched):
             yield
-        finally:
-            CryptoContext.encrypt_packet = encrypt_packet  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -54,7 +54,8 @@ async def test_stream_handlers_on_both_sides() -> None:
 
 async def test_stock_server() -> None:
     server = await stock_serve("127.0.0.1", 0, configuration=_plain_server(), stream_handler=echo)
-    port = server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
+    assert server._transport is not None
+    port = server._transport.get_extra_info("sockname")[1]
     async with quicferry.connect("127.0.0.1", port, configuration=client_configuration()) as client:
         assert await ask(client, b"plain") == b"plain"
         assert client.negotiated is None
@@ -131,7 +132,7 @@ async def test_an_error_of_this_side_ends_the_connection(caplog: pytest.LogCaptu
 
 async def test_a_failing_start_leaves_nothing_open() -> None:
     configuration = client_configuration()
-    configuration.cipher_suites = [None]  # type: ignore[list-item]
+    configuration.cipher_suites = [None]  # type: ignore[list-item]  # wrong on purpose
     async with served() as server:
         with pytest.raises(TypeError):
             async with http_client(server, configuration=configuration):

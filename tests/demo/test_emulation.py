@@ -81,7 +81,7 @@ def test_jitter_keeps_the_order() -> None:
 )
 def test_impossible_paths_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match="path"):
-        PathSpec(**{field: value})  # type: ignore[arg-type]
+        PathSpec(**{field: value})  # type: ignore[arg-type]  # mypy cannot tell which field
 
 
 class Ends:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hypercorn.typing import ASGIFramework
 
 import quicferry
 from quicferry.lab.demo import load
@@ -49,7 +51,8 @@ async def report_on(application: object, folder: Path) -> ClientReport:
     (folder / "ca.pem").write_bytes(cert)
     configuration = quicferry.Configuration(is_client=False, alpn_protocols=["h3"])
     load_pem(configuration, cert, key)
-    server = await quicferry.serve("127.0.0.1", 0, configuration=configuration, app=application)  # type: ignore[arg-type]
+    app = cast(ASGIFramework, application)
+    server = await quicferry.serve("127.0.0.1", 0, configuration=configuration, app=app)
     address = str(server.address)
     plan = ClientPlan(id=1, protocol="none", policy="none", seed=1)
     settings = WorkerSettings(

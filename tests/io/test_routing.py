@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from aioquic.asyncio.client import connect as stock_connect
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.buffer import Buffer
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StreamDataReceived
 from aioquic.quic.packet import QuicErrorCode, QuicPacketType, pull_quic_header

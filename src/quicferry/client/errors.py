@@ -7,7 +7,7 @@ from aioquic.h3.connection import ErrorCode
 from quicferry.protocol import QuicferryError
 
 
-class RequestFailed(QuicferryError):  # noqa: N818
+class RequestFailed(QuicferryError):  # noqa: N818 (named for what has happened, not for a fault)
     """A request got no complete response; the connection goes on.
 
     Attributes:

@@ -29,7 +29,7 @@ class BindError(QuicferryError):
         self.errno = cause.errno
 
 
-class ConnectionLost(QuicferryError, ConnectionError):  # noqa: N818
+class ConnectionLost(QuicferryError, ConnectionError):  # noqa: N818 (named for what has happened, not for a fault)
     """The connection has ended, whoever ended it.
 
     Attributes:

@@ -42,7 +42,7 @@ class ApplicationError(QuicferryError):
     """The application did not start or stop."""
 
 
-class ClientDisconnected(QuicferryError, OSError):  # noqa: N818
+class ClientDisconnected(QuicferryError, OSError):  # noqa: N818 (named for what has happened, not for a fault)
     """The client of a request has gone away; what the application sends reaches nobody.
 
     An application need not handle it. ASGI asks for an OSError.

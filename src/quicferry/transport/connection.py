@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from aioquic import tls
-from aioquic._buffer import Buffer
+from aioquic.buffer import Buffer
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (

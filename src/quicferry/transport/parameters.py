@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aioquic._buffer import Buffer
+from aioquic.buffer import Buffer
 
 from quicferry.protocol import ConnectionErrorCode, PeerError
 from quicferry.protocol.suite import SUITE_PARAMETER_ID

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.buffer import Buffer
 from aioquic.quic.packet import pull_quic_header
 
 from quicferry.lab.simulation import client_configuration, server_configuration

@@ -53,7 +53,7 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
         await _lifespan(receive, send)
         return
     if scope["type"] != "http":
-        raise NotImplementedError(f"this application does not speak {scope['type']}")
+        raise ValueError(f"this application does not speak {scope['type']}")
     method, path = scope["method"], scope["path"]
     try:
         if method == "GET" and path == "/":

@@ -8,6 +8,7 @@ aioquic's own server does; it can be frozen, and come back to life at another ad
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,7 +36,7 @@ class Application(Protocol):
         """The connection has something to tell."""
 
 
-class Endpoint:
+class Endpoint(ABC):
     """One connection, driven in virtual time.
 
     Args:
@@ -68,9 +69,9 @@ class Endpoint:
         self._wake_at: float | None = None
 
     @property
+    @abstractmethod
     def local(self) -> SimulatedAddress:
         """The address of this end, as it knows it itself."""
-        raise NotImplementedError
 
     @property
     def frozen(self) -> bool:

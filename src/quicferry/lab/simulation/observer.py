@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.packet import is_long_header
@@ -67,11 +68,8 @@ class Observer:
             self._packet_encrypted(crypto, plain_header, plain_payload, packet_number)
             return encrypt_packet(crypto, plain_header, plain_payload, packet_number)
 
-        CryptoContext.encrypt_packet = watched  # type: ignore[method-assign, assignment]
-        try:
+        with patch.object(CryptoContext, "encrypt_packet", watched):
             yield
-        finally:
-            CryptoContext.encrypt_packet = encrypt_packet  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """Forget the packets so far."""
