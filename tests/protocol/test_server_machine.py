@@ -1,6 +1,9 @@
-"""The server's side: readiness, the errors of section 6, lost and late acknowledgements."""
+"""The server's side: readiness, the errors of section 6, late acknowledgements, another machine."""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Callable
 
 import pytest
 from driven import (
@@ -28,14 +31,16 @@ from quicferry.protocol import (
     MigrationCompleted,
     MigrationError,
     MigrationErrorCode,
+    MigrationFrame,
     MigrationProtocol,
     MigrationReady,
     PoolAddressAcknowledged,
+    ServerMachine,
     ServerMigratedAcknowledged,
     ServerMigration,
     ServerMigrationAcknowledged,
 )
-from quicferry.protocol.server import Complete, Send, SendMigrated, SwitchPath
+from quicferry.protocol.server import Action, Complete, Send, SendMigrated, State, SwitchPath
 
 BOTH = MigrationAddress(AWAY, AWAY6)
 TWO = ServerMigration(pool=(MigrationAddress.of(AWAY), MigrationAddress.of(THIRD)))
@@ -445,3 +450,56 @@ def test_acknowledgement_of_the_same_words_in_a_former_migration(
     assert server.state == "PREPARING"
     server.acknowledged(server.frames[-1])
     assert server.state == "READY"
+
+
+# Going on elsewhere
+
+
+def attempt(machine: ServerMachine, step: Callable[[ServerMachine], object]) -> object:
+    """What comes of a step: its actions, or why it is not possible."""
+    try:
+        return step(machine)
+    except MigrationError as exc:
+        return exc.code
+
+
+def draw_step(
+    rng: random.Random, frames: list[MigrationFrame]
+) -> Callable[[ServerMachine], list[Action]]:
+    frame = rng.choice([*frames, MIGRATED])
+    protocol = rng.choice(list(MigrationProtocol))
+    target = MigrationAddress.of(AWAY) if protocol is EXPLICIT else None
+    available = rng.random() < 0.8
+    return rng.choice(
+        [
+            lambda machine: machine.imminent(protocol, target, HOME),
+            lambda machine: machine.network_switch(AWAY),
+            lambda machine: machine.abort(),
+            lambda machine: machine.frame_acknowledged(frame),
+            lambda machine: machine.frame_acknowledged(frame),
+            lambda machine: machine.frame_lost(frame),
+            lambda machine: machine.connection_ids_available(for_both=available),
+            lambda machine: machine.path_response_acknowledged(),
+        ]
+    )
+
+
+@pytest.mark.parametrize("options", [ServerMigration(), TWO], ids=["no pool", "a pool"])
+def test_another_machine_goes_on_as_this_one_would(options: ServerMigration) -> None:
+    states = set()
+    for seed in range(300):
+        rng = random.Random(seed)
+        machine = ServerMachine(options, ALL_PROTOCOLS, 4)
+        actions = machine.handshake_finished()
+        frames: list[MigrationFrame] = []
+        for _ in range(12):
+            frames += [action.frame for action in actions if isinstance(action, Send)]
+            other = ServerMachine(options, ALL_PROTOCOLS, 4)
+            other.resume(machine.export())
+            states.add(machine.state)
+            step = draw_step(rng, frames)
+            result = attempt(machine, step)
+            assert attempt(other, step) == result, f"seed {seed}"
+            assert other.export() == machine.export(), f"seed {seed}"
+            actions = result if isinstance(result, list) else []
+    assert states == set(State)

@@ -389,7 +389,7 @@ def test_any_fields_make_a_request_or_an_error(name: str, fields: dict[str, Any]
     message = decode(json.dumps(_finite({**fields, "command": name})).encode())
     code = "none"
     try:
-        request = parse(message)
+        request = parse(message, COMMANDS)
         assert request.name == name
         assert request.fields.keys() == COMMANDS[name].fields.keys()
         assert isinstance(request.fields.get("unready", Unready.ABORT), Unready)

@@ -17,12 +17,12 @@ import msgpack
 import pytest
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnectionState
-from aioquic.tls import Epoch
+from aioquic.tls import AlertDescription, Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated_pair import AWAY, HOME, Pair, Until, pair, pool
+from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
 
-from quicferry.lab.simulation import Answer, Endpoint, Exchange, Path, SimulatedAddress
+from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, Path, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     MigrationCompleted,
@@ -64,7 +64,7 @@ def replace_server(it: Pair) -> int:
     copy = copy_of(it, data)
     assert copy.datagrams_to_send(it.network.now) == []
     assert copy.get_timer() is None
-    activate(copy)
+    activate(copy, now=it.network.now)
     commit(copy)
     it.server.connection = copy
     return len(data)
@@ -329,7 +329,7 @@ def test_events_and_datagrams_that_wait_are_carried() -> None:
         server.send_datagram_frame(b"datagram")
         copy = copy_of(it, freeze(server, now=it.network.now))
         assert copy.next_event() is None  # before it is active
-        activate(copy)
+        activate(copy, now=it.network.now)
         waiting = [copy.next_event() for _ in range(4)]
         assert waiting == [
             events.StreamDataReceived(data=b"hello", end_stream=True, stream_id=0),
@@ -364,8 +364,8 @@ def test_times_are_those_of_the_destination() -> None:
         assert timer is not None
         configuration = server.configuration
         copy = thaw(freeze(server, now=now), configuration=configuration, now=5.0)
-        activate(copy)
-        assert copy.get_timer() == pytest.approx(timer - now + 5.0)
+        activate(copy, now=500.0)  # it was silent for longer than any timeout
+        assert copy.get_timer() == pytest.approx(timer - now + 500.0)
 
 
 def test_what_the_client_was_told_outlives_another_configuration() -> None:
@@ -378,6 +378,48 @@ def test_what_the_client_was_told_outlives_another_configuration() -> None:
         assert copy.configuration.idle_timeout == server.configuration.idle_timeout
         assert copy.configuration.max_datagram_frame_size is None
         assert copy._local_max_data.value == server._local_max_data.value
+
+
+# The handshake, which the copy has not made
+
+
+OF_THE_HANDSHAKE = {
+    *("_crypto_buffers", "_crypto_frame_type", "_crypto_packet_version"),
+    *("_remote_initial_source_connection_id", "_remote_version_information"),
+    "_version_negotiated_compatible",
+}
+"""What aioquic's connection knows of its handshake, and does not look at any more after it."""
+
+
+def test_a_copy_has_all_that_a_connection_has() -> None:
+    with pair() as it:
+        source = it.server.migrating
+        known = {name for name, value in vars(source).items() if value}
+        copy = copy_of(it, freeze(source, now=it.network.now))
+        assert vars(copy).keys() == vars(source).keys()
+        assert known - {name for name, value in vars(copy).items() if value} == OF_THE_HANDSHAKE
+
+
+def test_what_is_left_of_the_handshake_on_the_network_is_dropped() -> None:
+    sent: list[Datagram] = []
+    with pair(tap=sent.append) as it:
+        replace_server(it)
+        of_handshake = [d.data for d in sent if d.destination == HOME and d.data[0] & 0x80]
+        assert of_handshake
+        for data in of_handshake:
+            it.deliver(it.server, data, it.client.external)
+        it.exchange()
+        assert it.server.terminated is None
+
+
+def test_tls_messages_of_the_client_end_the_copy_as_any_connection() -> None:
+    with pair() as it:
+        replace_server(it)
+        key_update = bytes([0x06, 0, 5, 24, 0, 0, 1, 0])  # CRYPTO; forbidden by RFC 9001 6
+        it.deliver(it.server, genuine(it.client, key_update), it.client.external)
+        it.network.run_for(1)
+        assert it.client.terminated is not None
+        assert it.client.terminated.error_code == 0x100 + AlertDescription.unexpected_message
 
 
 # Size
@@ -493,7 +535,7 @@ def test_the_switch_may_come_before_the_copy_is_active() -> None:
         copy = copy_of(it, freeze(it.server.migrating, now=it.network.now))
         copy.network_switch(AWAY, now=it.network.now)
         assert copy.datagrams_to_send(it.network.now) == []
-        activate(copy)
+        activate(copy, now=it.network.now)
         it.server.connection = copy
         it.host.address = AWAY
         it.network.attach(AWAY, it.host.receive)
@@ -510,7 +552,7 @@ def test_no_packet_number_is_used_by_both() -> None:
         it.network.run_until(lambda: bool(source._streams), limit=1, what="the request")
         now = it.network.now
         copy = copy_of(it, freeze(source, now=now))
-        activate(copy)
+        activate(copy, now=it.network.now)
         start = len(it.simulation.observer.packets)
         assert copy.datagrams_to_send(now)
         resume_after_freeze(source, now=now)
@@ -528,7 +570,7 @@ def test_a_copy_holds_back_at_the_end_of_its_reserve() -> None:
     with pair() as it:
         source = it.server.migrating
         copy = copy_of(it, freeze(source, now=it.network.now))
-        activate(copy)
+        activate(copy, now=it.network.now)
         base, end = copy._packet_number, copy._packet_number + RESERVED_NUMBERS
         copy._packet_number = end - 5  # as if it had sent all the time
         it.server.connection = copy
@@ -550,7 +592,7 @@ def test_the_reserve_is_kept_whatever_is_sent(seed: int) -> None:
         it.imminent(MigrationProtocol.SYMMETRIC)
         it.host.freeze()
         copy = copy_of(it, freeze(it.server.migrating, now=it.network.now))
-        activate(copy)
+        activate(copy, now=it.network.now)
         end = copy._packet_number + RESERVED_NUMBERS
         copy._packet_number = end - rng.randrange(1, 30)
         it.server.connection = copy
@@ -580,9 +622,9 @@ def test_one_jump_at_a_time() -> None:
 def test_only_one_order_of_calls() -> None:
     with pair() as it:
         source, now = it.server.migrating, it.network.now
-        for call in (activate, commit):
+        for call in (partial(activate, source, now=now), partial(commit, source)):
             with pytest.raises(SnapshotError, match="the connection is open, not"):
-                call(source)
+                call()
         with pytest.raises(SnapshotError, match="is open, not frozen"):
             resume_after_freeze(source, now=now)
         copy = copy_of(it, freeze(source, now=now))
@@ -590,7 +632,7 @@ def test_only_one_order_of_calls() -> None:
             freeze(copy, now=now)
         with pytest.raises(SnapshotError, match="is thawed, not provisional"):
             commit(copy)
-        activate(copy)
+        activate(copy, now=it.network.now)
         with pytest.raises(SnapshotError, match="commit it first"):
             freeze(copy, now=now)
         commit(copy)
@@ -751,7 +793,7 @@ def test_no_field_can_hold_anything_that_breaks_the_connection() -> None:
             except SnapshotError:
                 continue
             accepted += 1
-            activate(connection)
+            activate(connection, now=5)
             connection.get_timer()
             connection.datagrams_to_send(6)
             connection.handle_timer(70)

@@ -18,7 +18,7 @@ from quicferry.cli.options import common_options
 from quicferry.lab.demo.display import Display, print_result
 from quicferry.lab.demo.orchestrator import run_demo
 from quicferry.lab.demo.results import DemoResult
-from quicferry.lab.demo.settings import MIXED, PROTOCOL_NAMES, Settings
+from quicferry.lab.demo.settings import MIXED, PROTOCOL_NAMES, Settings, Technique
 from quicferry.lab.emulation import PathSpec
 from quicferry.protocol import Policy, Scheduler
 
@@ -62,6 +62,7 @@ def _check_suffix(ctx: click.Context, param: click.Parameter, value: Path | None
     cls=Command,
     examples=(
         "quicferry demo",
+        "quicferry demo --technique rebind",
         "quicferry demo --protocol explicit --policy reactive --rtt 18 --rate 20",
         "quicferry demo --rtt 60:10 --loss 1 --round-trips 3 --plot moves.png",
         "quicferry demo --rtt 0 --rate 0 --clients 20   # bare loopback: shows the CPU's limits",
@@ -110,10 +111,11 @@ def _check_suffix(ctx: click.Context, param: click.Parameter, value: Path | None
 )
 @click.option(
     "--technique",
-    type=click.Choice(["rebind"]),
-    default="rebind",
+    type=click.Choice([technique.value for technique in Technique]),
+    default=Technique.HANDOVER.value,
     show_default=True,
-    help="How the server is moved.",
+    help="How the server is moved: its connections to another process, or one process to another "
+    "address.",
 )
 @click.option(
     "--rtt",
@@ -177,8 +179,8 @@ def demo(
     """Move a live HTTP/3 server under load, on real sockets, and check that nobody notices.
 
     A server starts on 127.0.0.1, clients in other processes send requests back to back, check
-    every body, and have a large download under way; then the server moves to 127.0.0.2.
-
+    every body, and have large downloads under way; then the server moves to 127.0.0.2: it hands
+    its connections over to a process that waits there, or binds that address itself.
     """
     if protocol == MIXED and clients < SMALLEST_MIX:
         click.echo(
@@ -197,6 +199,7 @@ def demo(
         for side in (0, 1)
     )
     settings = Settings(
+        technique=Technique(technique),
         protocol=protocol,
         policy=Policy(policy),
         scheduler=Scheduler(scheduler),

@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from quicferry import __version__
+from quicferry.cli.agent import agent
 from quicferry.cli.ctl import ctl
 from quicferry.cli.demo import demo
 from quicferry.cli.fetch import fetch
 from quicferry.cli.help import Group
+from quicferry.cli.migrate import migrate
 from quicferry.cli.serve import serve
 from quicferry.protocol import QuicferryError
 
@@ -56,5 +58,5 @@ def main() -> None:
     """Move a live QUIC server from one address to another; its clients do not notice."""
 
 
-for _command in (serve, fetch, ctl, demo):
+for _command in (serve, fetch, ctl, agent, migrate, demo):
     main.add_command(_command)

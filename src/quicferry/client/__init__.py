@@ -1,13 +1,14 @@
 """Connecting to a server that may move, and HTTP/3 on such a connection."""
 
 from .connection import connect
-from .errors import RequestFailed
+from .errors import RequestFailed, RequestRejected
 from .exchange import Response, ResponseHead, StreamedResponse
 from .http3 import HttpClient
 
 __all__ = [
     "HttpClient",
     "RequestFailed",
+    "RequestRejected",
     "Response",
     "ResponseHead",
     "StreamedResponse",

@@ -20,6 +20,25 @@ class RequestFailed(QuicferryError):  # noqa: N818 (named for what has happened,
         self.error_code = error_code
 
 
+class RequestRejected(RequestFailed):
+    """The server has turned a request away, and it may be sent again, whatever its method is.
+
+    The server says with this error code that the request had no effect that a second one would not
+    have (RFC 9114 4.1.1). One that is handed over to another host does so.
+    """
+
+    def __init__(self) -> None:
+        problem = "the server rejected the request; it may be sent again"
+        super().__init__(problem, ErrorCode.H3_REQUEST_REJECTED)
+
+
+def reset_by_server(error_code: int) -> RequestFailed:
+    """Return the error that a reset response stands for."""
+    if error_code == ErrorCode.H3_REQUEST_REJECTED:
+        return RequestRejected()
+    return RequestFailed("the server gave up the response", error_code)
+
+
 def _name(error_code: int) -> str:
     try:
         return ErrorCode(error_code).name

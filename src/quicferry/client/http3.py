@@ -23,7 +23,7 @@ from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceiv
 from quicferry.io import ConnectionLost, ConnectionProtocol
 from quicferry.transport import Connection, Http3Connection
 
-from .errors import RequestFailed
+from .errors import RequestFailed, reset_by_server
 from .exchange import Exchange, Response, ResponseHead, StreamedResponse
 
 HeaderFields = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -60,6 +60,7 @@ class HttpClient(ConnectionProtocol):
 
         Raises:
             RequestFailed: If there is no complete response; the connection goes on.
+            RequestRejected: Likewise, and the request may be sent again.
             ConnectionLost: If the connection ends before the response is complete.
         """
         async with self.stream(method, path, headers=headers, body=body) as response:
@@ -112,7 +113,7 @@ class HttpClient(ConnectionProtocol):
                     exchange.received(len(data))
             case StreamReset(stream_id=stream_id, error_code=error_code):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
-                    exchange.fail(RequestFailed("the server gave up the response", error_code))
+                    exchange.fail(reset_by_server(error_code))
             case StopSendingReceived(stream_id=stream_id):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
                     exchange.request_ended = True

@@ -3,7 +3,7 @@
 from .endpoint import DEFAULT_LINGER, UdpEndpoint
 from .errors import BindError, ConnectFailed, ConnectionLost
 from .link import ClientLink, DatagramLink, WrapTransport
-from .protocol import ConnectionProtocol, EventStream
+from .protocol import ConnectionProtocol, EventStream, Forward
 from .routing import Berth, ConnectionRouter, Handshakes
 from .stateless import AddressValidation
 from .udp import UdpSocket
@@ -20,6 +20,7 @@ __all__ = [
     "ConnectionRouter",
     "DatagramLink",
     "EventStream",
+    "Forward",
     "Handshakes",
     "UdpEndpoint",
     "UdpSocket",

@@ -9,13 +9,16 @@
   PTOs has passed (RFC 9000 10.2): `closed_by`, `on_lost`, `connection_lost_by` and `wait_lost`;
 - an error in the handling of an event ends this connection, and nothing else;
 - what a closing endpoint receives it answers with its CONNECTION_CLOSE, which may have been lost
-  (RFC 9000 10.2.1).
+  (RFC 9000 10.2.1);
+- a connection can be handed over: `resume` begins in the middle of its life, what arrives while it
+  is sealed is held for whoever goes on with it, and `depart` is the end of it here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -24,7 +27,12 @@ from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from quicferry.protocol import Address, MigrationEvent, MigrationProtocol
-from quicferry.transport import Connection, NetworkAddress, address_from_network
+from quicferry.transport import (
+    Connection,
+    NetworkAddress,
+    SnapshotError,
+    address_from_network,
+)
 
 from .errors import ConnectFailed, ConnectionLost
 from .udp import Datagram
@@ -32,6 +40,12 @@ from .udp import Datagram
 logger = logging.getLogger("quicferry.io")
 
 T = TypeVar("T")
+
+MOST_HELD = 256
+"""Datagrams that are held for a sealed connection; a network would not queue more either."""
+
+Forward = Callable[[bytes, NetworkAddress], None]
+"""Takes a datagram and its sender to where the connection lives now."""
 
 
 class DatagramSender(Protocol):
@@ -102,6 +116,8 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._farewell: list[Datagram] = []
         self._farewells_due = 1
         self._ignored = 0
+        self._held: deque[tuple[bytes, NetworkAddress]] = deque(maxlen=MOST_HELD)
+        self._forward: Forward | None = None
         self._lost_callbacks: list[Callable[[ConnectionLost], None]] = []
         self._migration_callbacks: list[Callable[[MigrationEvent], None]] = []
         self._migration_streams: list[EventStream[MigrationEvent]] = []
@@ -191,6 +207,34 @@ class ConnectionProtocol(QuicConnectionProtocol):
     def connection_lost_by(self, lost: ConnectionLost) -> None:
         """Called once, as soon as the end of the connection is decided."""
 
+    def export_state(self) -> bytes:
+        """Return what this object knows beside the connection, for a hand-over.
+
+        The connection is frozen then. The default is for subclasses that know nothing.
+
+        Raises:
+            SnapshotError: If it cannot be carried; the text says why.
+        """
+        if self._stream_readers:
+            raise SnapshotError(
+                "its streams are read by the application through asyncio; let them end first, or "
+                "override export_state and import_state"
+            )
+        return b""
+
+    def import_state(self, data: bytes) -> None:
+        """Go on from what `export_state` returned, instead of from the events of a handshake.
+
+        Raises:
+            SnapshotError: If it is damaged, or not of this class.
+        """
+        if data:
+            raise SnapshotError("the other host serves another application protocol")
+
+    def withheld_events(self) -> list[events.QuicEvent]:
+        """Return the events that were not acted upon yet, in order, and forget them."""
+        return []
+
     # For endpoints
 
     def attach(self, sender: DatagramSender) -> None:
@@ -208,8 +252,45 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._connection_id_retired_handler = retired
         self._connection_terminated_handler = terminated
 
+    def resume(self, state: bytes) -> None:
+        """Begin with a connection that was thawed, and what `export_state` returned for it.
+
+        Raises:
+            SnapshotError: If the state cannot be used.
+        """
+        self._connected = True
+        self._decided.set()
+        self.import_state(state)
+
+    def replay_held(self) -> None:
+        """Take in what arrived while the connection was sealed; `settle` has to follow."""
+        while self._held:
+            self.receive(*self._held.popleft())
+
+    def depart(self, forward: Forward, reason_phrase: str) -> None:
+        """End here, because the connection goes on elsewhere; nothing is said to the client.
+
+        Args:
+            forward: Given what was held, and what still arrives.
+            reason_phrase: What those are told who use the connection here.
+        """
+        self._forward = forward
+        while self._held:
+            forward(*self._held.popleft())
+        self._decide_end(
+            events.ConnectionTerminated(QuicErrorCode.NO_ERROR, None, reason_phrase),
+        )
+        self._closed.set()
+        self.settle()
+
     def receive(self, data: bytes, addr: NetworkAddress) -> None:
         """Take a datagram in; `settle` has to follow."""
+        if self._forward is not None:
+            self._forward(data, addr)
+            return
+        if self.connection.is_sealed:
+            self._held.append((data, addr))
+            return
         if self._farewell:
             self._repeat_farewell()
             return

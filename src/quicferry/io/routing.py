@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from aioquic.asyncio.protocol import QuicStreamHandler
@@ -30,7 +30,7 @@ from aioquic.quic.packet import (
 from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
 
 from quicferry.protocol import Address
-from quicferry.transport import Connection, NetworkAddress
+from quicferry.transport import Connection, NetworkAddress, SnapshotError, thaw
 
 from .endpoint import DEFAULT_LINGER, Received, UdpEndpoint
 from .protocol import ConnectionProtocol
@@ -92,6 +92,7 @@ class ConnectionRouter:
         BindError: If the address cannot be bound.
 
     Attributes:
+        configuration: Of all connections.
         endpoint: The sockets.
         handshakes: Whether new clients may connect.
         on_open: Called with each new connection before it has received anything.
@@ -109,7 +110,7 @@ class ConnectionRouter:
         stream_handler: QuicStreamHandler | None = None,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        self._configuration = configuration
+        self.configuration = configuration
         self._create_protocol = create_protocol
         self._session_ticket_fetcher = session_ticket_fetcher
         self._session_ticket_handler = session_ticket_handler
@@ -147,6 +148,40 @@ class ConnectionRouter:
         protocol.attach(berth)
         return berth.local
 
+    def adopt(self, snapshot: bytes, state: bytes) -> ConnectionProtocol:
+        """Make a connection of a snapshot; it has to be moved to a berth, and be activated.
+
+        Args:
+            snapshot: What `quicferry.transport.freeze` returned.
+            state: What `ConnectionProtocol.export_state` returned.
+
+        Raises:
+            SnapshotError: If it cannot go on here; nothing has changed then.
+        """
+        now = self._loop.time()
+        connection = thaw(snapshot, configuration=self.configuration, now=now)
+        connection_ids = connection.own_connection_ids
+        if any(cid in self._routes for cid in connection_ids):
+            raise SnapshotError("the connection is here already")
+        protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
+        protocol.resume(state)
+        self.move(protocol, None)
+        self._welcome(protocol, connection_ids)
+        return protocol
+
+    def forget(self, protocol: ConnectionProtocol) -> None:
+        """Route nothing to a connection any more."""
+        self._terminated(protocol)
+
+    def deliver(self, data: bytes, addr: NetworkAddress) -> None:
+        """Take in a datagram that another host has received for a connection of this server."""
+        if not data or data[0] & _LONG_HEADER:
+            return  # of a handshake, which no connection that was carried has to do with any more
+        protocol = self._routes.get(data[1 : 1 + self.configuration.connection_id_length])
+        if protocol is not None:
+            protocol.receive(data, addr)
+            protocol.settle_soon()
+
     def close(self) -> None:
         """Close the sockets; connections that are still open find no way out any more."""
         self.endpoint.close()
@@ -169,22 +204,22 @@ class ConnectionRouter:
     ) -> ConnectionProtocol | None:
         """Return the connection that a datagram belongs to; it may come into being here."""
         if data and not data[0] & _LONG_HEADER:
-            return self._routes.get(data[1 : 1 + self._configuration.connection_id_length])
+            return self._routes.get(data[1 : 1 + self.configuration.connection_id_length])
         try:
             header = pull_quic_header(
-                Buffer(data=data), host_cid_length=self._configuration.connection_id_length
+                Buffer(data=data), host_cid_length=self.configuration.connection_id_length
             )
         except ValueError:
             return None
         if header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
             return None  # answering it could make two servers answer each other forever
         answer: bytes | None = None
-        if header.version not in self._configuration.supported_versions:
+        if header.version not in self.configuration.supported_versions:
             if len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
                 answer = encode_quic_version_negotiation(
                     source_cid=header.destination_cid,
                     destination_cid=header.source_cid,
-                    supported_versions=self._configuration.supported_versions,
+                    supported_versions=self.configuration.supported_versions,
                 )
         elif header.destination_cid in self._routes:
             return self._routes[header.destination_cid]
@@ -216,24 +251,27 @@ class ConnectionRouter:
                 return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
             retry_cid = header.destination_cid
         connection = Connection(
-            configuration=self._configuration,
+            configuration=self.configuration,
             original_destination_connection_id=original_cid,
             retry_source_connection_id=retry_cid,
             session_ticket_fetcher=self._session_ticket_fetcher,
             session_ticket_handler=self._session_ticket_handler,
         )
         protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
+        connection.server_address = self.move(protocol, host)
+        self._welcome(protocol, (header.destination_cid, connection.host_cid))
+        return protocol
+
+    def _welcome(self, protocol: ConnectionProtocol, connection_ids: Iterable[bytes]) -> None:
         protocol.follow_connection_ids(
             issued=partial(self._issued, protocol),
             retired=partial(self._retired, protocol),
             terminated=partial(self._terminated, protocol),
         )
-        connection.server_address = self.move(protocol, host)
         self._connection_ids[protocol] = set()
-        self._issued(protocol, header.destination_cid)
-        self._issued(protocol, connection.host_cid)
+        for cid in connection_ids:
+            self._issued(protocol, cid)
         self.on_open(protocol)
-        return protocol
 
     def _issued(self, protocol: ConnectionProtocol, cid: bytes) -> None:
         if protocol in self._connection_ids:

@@ -1,29 +1,11 @@
-"""The server's side of the migration of one connection, as a state machine.
+"""The server's side of the migration of one connection.
 
-Theory of operation
--------------------
-A migration has three moments: *imminent* (the server will be moved), *network switch* (it has been
-moved), and the completion, when the client has validated the new path. Between the first two the
-connection prepares:
-
-- **Explicit** and **Synchronized Symmetric** tell the client by SERVER_MIGRATION, and are ready
-  when that is acknowledged.
-- **Pool of Addresses** has told the client everything right after the handshake, and
-  **Symmetric** has nothing to tell: both are ready at once.
-
-(Either way both sides need a connection ID for the new address, RFC 9000 9.5. They have one from
-the first round trip after the handshake on.)
-
-After the switch the symmetric protocols make themselves heard from the new address; the others
-wait for the client to come. The server is complete when its PATH_RESPONSE is acknowledged.
-
-There is no frame that takes an announcement back. A migration that is aborted leaves the client
-with what it was told, so the next one has to use the same protocol and address (INVALID_STATE).
+Its rules and its table are in `quicferry.protocol.server_table`. Here each input is classified by
+what the server has said and heard, and the table's answer is carried out.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from . import events
@@ -36,82 +18,23 @@ from .frames import (
     ServerMigrationFrame,
 )
 from .options import ServerMigration
+from .server_table import TABLE, Do, Input, State
 from .suite import MigrationProtocol
-from .table import Table
 
-
-class State(enum.Enum):
-    """Where the server is in a migration."""
-
-    IDLE = enum.auto()
-    PREPARING = enum.auto()
-    READY = enum.auto()
-    SWITCHED = enum.auto()
-
-
-class Input(enum.Enum):
-    """What can happen to the server, as it is classified."""
-
-    # imminent migration, with something to tell the client or without
-    IMMINENT_TO_ANNOUNCE = enum.auto()
-    IMMINENT_IN_SILENCE = enum.auto()
-    # the client knows what it has to know, and there are connection IDs for a new path
-    PREPARED = enum.auto()
-    # SERVER_MIGRATION has arrived, or was lost
-    ANNOUNCEMENT_ACKNOWLEDGED = enum.auto()
-    ANNOUNCEMENT_LOST = enum.auto()
-    # network switch, of a protocol whose client waits to hear from us, or of another
-    SWITCH_SYMMETRIC = enum.auto()
-    SWITCH_OTHER = enum.auto()
-    # PATH_RESPONSE has arrived at the client
-    RESPONSE_ACKNOWLEDGED = enum.auto()
-    ABORT = enum.auto()
-
-
-class Do(enum.Enum):
-    """What the server does on a transition."""
-
-    ANNOUNCE = enum.auto()
-    REPORT_ANNOUNCED = enum.auto()
-    REPORT_READY = enum.auto()
-    SWITCH = enum.auto()
-    SEND_MIGRATED = enum.auto()
-    COMPLETE = enum.auto()
-    FAIL_IN_PROGRESS = enum.auto()
-    FAIL_INVALID_STATE = enum.auto()
-
-
-_S, _I, _D = State, Input, Do
-_IMMINENT = (_I.IMMINENT_TO_ANNOUNCE, _I.IMMINENT_IN_SILENCE)
-_SWITCHES = (_I.SWITCH_SYMMETRIC, _I.SWITCH_OTHER)
-
-TABLE: Table[State, Input, Do] = Table(
-    State,
-    Input,
-    [
-        ((_S.IDLE,), (_I.IMMINENT_TO_ANNOUNCE,), _S.PREPARING, (_D.ANNOUNCE,)),
-        ((_S.IDLE,), (_I.IMMINENT_IN_SILENCE,), _S.PREPARING, ()),
-        # After an abort: the announcement may still arrive, but is not sent again.
-        ((_S.IDLE,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
-        ((_S.IDLE,), (_I.ANNOUNCEMENT_LOST,), None, ()),
-        ((_S.IDLE,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
-        ((_S.IDLE,), (_I.RESPONSE_ACKNOWLEDGED, _I.ABORT), None, ()),
-        ((_S.PREPARING,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
-        ((_S.PREPARING,), (_I.PREPARED,), _S.READY, (_D.REPORT_READY,)),
-        ((_S.IDLE, _S.READY, _S.SWITCHED), (_I.PREPARED,), None, ()),
-        ((_S.PREPARING,), (_I.ANNOUNCEMENT_LOST,), None, (_D.ANNOUNCE,)),
-        ((_S.PREPARING,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
-        ((_S.READY,), (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST), None, ()),
-        ((_S.READY,), (_I.SWITCH_SYMMETRIC,), _S.SWITCHED, (_D.SWITCH, _D.SEND_MIGRATED)),
-        ((_S.READY,), (_I.SWITCH_OTHER,), _S.SWITCHED, (_D.SWITCH,)),
-        ((_S.PREPARING, _S.READY), (_I.ABORT,), _S.IDLE, ()),
-        ((_S.PREPARING, _S.READY), (_I.RESPONSE_ACKNOWLEDGED,), None, ()),
-        ((_S.SWITCHED,), (_I.RESPONSE_ACKNOWLEDGED,), _S.IDLE, (_D.COMPLETE,)),
-        ((_S.SWITCHED,), (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST), None, ()),
-        ((_S.SWITCHED,), (*_SWITCHES, _I.ABORT), None, (_D.FAIL_IN_PROGRESS,)),
-        ((_S.PREPARING, _S.READY, _S.SWITCHED), _IMMINENT, None, (_D.FAIL_IN_PROGRESS,)),
-    ],
-)
+__all__ = [
+    "TABLE",
+    "Action",
+    "Complete",
+    "Do",
+    "Emit",
+    "Input",
+    "Send",
+    "SendMigrated",
+    "ServerMachine",
+    "ServerProgress",
+    "State",
+    "SwitchPath",
+]
 
 _SYMMETRIC = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
 _ANNOUNCED = MigrationProtocol.EXPLICIT | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
@@ -151,6 +74,35 @@ class Emit(Action):
     event: events.MigrationEvent
 
 
+@dataclass(frozen=True)
+class ServerProgress:
+    """What a machine knows at a moment, for another one that goes on.
+
+    Attributes:
+        state: Where it is in a migration.
+        protocol: Of the migration under way; None when there is none.
+        family: 4 or 6, the address family in use.
+        pool: What the client was sent as the pool.
+        pool_unacknowledged: What of it the client may not have.
+        announcement: What the client was announced. Frames are told from it by identity.
+        is_announcement_acknowledged: Whether the client has that.
+        has_connection_ids: Whether both sides have a connection ID for a new path.
+        switched_to: The address of the network switch, where it is known.
+        is_migrated_acknowledged: Whether the client has SERVER_MIGRATED.
+    """
+
+    state: State
+    protocol: MigrationProtocol | None
+    family: int
+    pool: tuple[MigrationAddress, ...]
+    pool_unacknowledged: frozenset[MigrationAddress]
+    announcement: ServerMigrationFrame | None
+    is_announcement_acknowledged: bool
+    has_connection_ids: bool
+    switched_to: Address | None
+    is_migrated_acknowledged: bool
+
+
 class ServerMachine:
     """What one server connection knows and does about its migrations.
 
@@ -179,6 +131,36 @@ class ServerMachine:
         self._switched_to: Address | None = None
         self._migrated_acknowledged = False
         self._actions: list[Action] = []
+
+    # To go on elsewhere
+
+    def export(self) -> ServerProgress:
+        """Return what the machine knows; nothing changes."""
+        return ServerProgress(
+            state=self.state,
+            protocol=self.protocol,
+            family=self._family,
+            pool=tuple(self._pool),
+            pool_unacknowledged=frozenset(self._pool_unacknowledged),
+            announcement=self._announcement,
+            is_announcement_acknowledged=self._announcement_acknowledged,
+            has_connection_ids=self._has_connection_ids,
+            switched_to=self._switched_to,
+            is_migrated_acknowledged=self._migrated_acknowledged,
+        )
+
+    def resume(self, progress: ServerProgress) -> None:
+        """Go on, on a new machine, from what another one has exported."""
+        self.state = progress.state
+        self.protocol = progress.protocol
+        self._family = progress.family
+        self._pool = list(progress.pool)
+        self._pool_unacknowledged = set(progress.pool_unacknowledged)
+        self._announcement = progress.announcement
+        self._announcement_acknowledged = progress.is_announcement_acknowledged
+        self._has_connection_ids = progress.has_connection_ids
+        self._switched_to = progress.switched_to
+        self._migrated_acknowledged = progress.is_migrated_acknowledged
 
     # Inputs
 

@@ -1,6 +1,9 @@
 """Serving: a server that can be moved, its ASGI application, and the interface to manage it."""
 
-from .certificate import load_pem, self_signed
+from .application import AsgiApplication
+from .arrival import Arrival
+from .certificate import host_certificate, load_pem, self_signed
+from .departure import Departure, FrozenConnection
 from .errors import (
     ApplicationError,
     ClientDisconnected,
@@ -12,15 +15,26 @@ from .errors import (
 from .management import ManagementServer, default_management_path, management_directory
 from .management_client import ManagementClient
 from .relocator import Unready
-from .reports import Completion, PhaseChanged, Preparation, Relocation, ServerEvent
+from .reports import (
+    Completion,
+    PhaseChanged,
+    Preparation,
+    Relocation,
+    RelocationEvent,
+    ServerEvent,
+)
 from .server import Server, serve
 from .synchronisation import Phase, Progress
 
 __all__ = [
     "ApplicationError",
+    "Arrival",
+    "AsgiApplication",
     "ClientDisconnected",
     "Completion",
     "ConfigurationError",
+    "Departure",
+    "FrozenConnection",
     "ManagementClient",
     "ManagementError",
     "ManagementServer",
@@ -31,10 +45,12 @@ __all__ = [
     "Relocation",
     "RelocationError",
     "RelocationErrorCode",
+    "RelocationEvent",
     "Server",
     "ServerEvent",
     "Unready",
     "default_management_path",
+    "host_certificate",
     "load_pem",
     "management_directory",
     "self_signed",

@@ -2,11 +2,21 @@
 
 What runs it is hypercorn's: the lifespan protocol, the loop around each call. Here is what
 hypercorn's own server would do around that.
+
+An application that keeps state in memory can have it carried when its server is handed over to
+another host. To this end its startup puts two asynchronous functions into the state of the lifespan
+scope::
+
+    scope["state"]["quicferry.export"]  # () -> bytes: what it knows
+    scope["state"]["quicferry.import"]  # (bytes) -> None: go on from there
+
+They are called while no request is running. One without them is taken to be stateless.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +33,14 @@ from .errors import ApplicationError, ClientDisconnected
 
 logger = logging.getLogger("quicferry.application")
 access_logger = logging.getLogger("quicferry.access")
+
+AsgiApplication = ASGIFramework
+"""The type of an ASGI application."""
+
+EXPORT = "quicferry.export"
+IMPORT = "quicferry.import"
+MAX_STATE_SIZE = 64 << 20
+"""Bytes of state that an application can have carried."""
 
 
 class ApplicationTasks(TaskGroup):
@@ -93,7 +111,8 @@ class Application:
         """Run the application's startup.
 
         Raises:
-            ApplicationError: If it fails, or does not end in time.
+            ApplicationError: If it fails, does not end in time, or leaves half of the hooks for a
+                hand-over.
         """
         self._lifespan_task = asyncio.create_task(self._lifespan.handle_lifespan())
         try:
@@ -106,6 +125,13 @@ class Application:
             raise ApplicationError(
                 f"the application failed to start: {self._lifespan.failure}; see its own log"
             ) from self._lifespan.failure
+        hooks = [self.state.get(name) for name in (EXPORT, IMPORT)]
+        if any(hook is not None for hook in hooks) and not all(map(callable, hooks)):
+            await self.stop()
+            raise ApplicationError(
+                f"the application's state needs functions for both {EXPORT!r} and {IMPORT!r}, or "
+                "for neither"
+            )
 
     async def stop(self) -> None:
         """Let requests come to an end, and run the application's shutdown.
@@ -125,6 +151,66 @@ class Application:
             raise ApplicationError(
                 f"the application failed to stop: {self._lifespan.failure}; see its own log"
             ) from self._lifespan.failure
+
+    # A hand-over
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the application has state to be carried."""
+        return self.state.get(EXPORT) is not None
+
+    async def export(self) -> bytes | None:
+        """Return the application's state; None if it has none.
+
+        Raises:
+            ApplicationError: If its hook fails, or returns what cannot be carried.
+        """
+        if not self.has_hooks:
+            return None
+        data = await self._call_hook(EXPORT)
+        if not isinstance(data, bytes):
+            raise ApplicationError(
+                f"the application's {EXPORT!r} returned {type(data).__name__}, not bytes"
+            )
+        if len(data) > MAX_STATE_SIZE:
+            raise ApplicationError(
+                f"the application's {EXPORT!r} returned {len(data)} bytes, and at most "
+                f"{MAX_STATE_SIZE} can be carried; keep large state outside of the process"
+            )
+        return data
+
+    async def import_(self, data: bytes | None) -> None:
+        """Let the application go on from a state.
+
+        Args:
+            data: What `export` returned on the other host.
+
+        Raises:
+            ApplicationError: If its hook fails, or only one of the two applications has state.
+        """
+        if data is None and self.has_hooks:
+            raise ApplicationError(
+                "the application here expects state, and the one at the source has none; run the "
+                "same application on both hosts"
+            )
+        if data is not None and not self.has_hooks:
+            raise ApplicationError(
+                f"the application here has no {IMPORT!r} for the state of the one at the source; "
+                "run the same application on both hosts"
+            )
+        if data is not None:
+            await self._call_hook(IMPORT, data)
+
+    async def _call_hook(self, name: str, *args: bytes) -> object:
+        """Call one of the application's functions; its errors may hold its data."""
+        try:
+            result = self.state[name](*args)
+            return await result if inspect.isawaitable(result) else result
+        except Exception as exc:
+            logger.exception("the application's %r failed", name)
+            raise ApplicationError(
+                f"the application's {name!r} failed with {type(exc).__name__}; see its own log"
+            ) from exc
 
     async def _end_lifespan(self) -> None:
         if self._lifespan_task is not None:

@@ -1,298 +1,27 @@
-"""From HTTP/3 to ASGI, on hypercorn's bridge.
-
-hypercorn's `H3Protocol` turns requests into ASGI calls and what the application sends into HTTP/3.
-`AsgiBridge` is that class with what it lacks for a server under load:
-
-- *Backpressure*: `send` waits while more than `HIGH_WATER` bytes of its stream are unsent, and what
-  an application has not read of a request is not granted to the client again (flow control).
-- *Isolation*: each request has a queue and a task of its own, so that one whose application does
-  not read holds up no other.
-- *Ends*: a request that the client cancels, or whose connection is lost, becomes
-  ``http.disconnect``, and what is sent afterwards raises `ClientDisconnected`. A response that the
-  application does not finish, or that has another length than announced, is reset
-  (RFC 9114 4.1.2), for the client must not take it for complete.
-- *Form*: header fields that HTTP/3 does not allow are left out or refused here (RFC 9114 4.2),
-  since a client would close the whole connection because of them.
-"""
+"""A server's connection whose requests an ASGI application answers, and its hand-over."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from dataclasses import replace
-
 from aioquic.asyncio.protocol import QuicStreamHandler
-from aioquic.h3.connection import (
-    CONNECTION_SPECIFIC_HEADERS,
-    H3_ALPN,
-    ErrorCode,
-    ProtocolError,
-    stream_is_request_response,
-    validate_response_headers,
-)
-from aioquic.h3.events import DataReceived, H3Event, Headers, HeadersReceived
-from aioquic.quic.events import (
-    ProtocolNegotiated,
-    QuicEvent,
-    StopSendingReceived,
-    StreamDataReceived,
-    StreamReset,
-)
-from hypercorn.protocol.events import (
-    Body,
-    Data,
-    EndBody,
-    EndData,
-    Event,
-    InformationalResponse,
-    Response,
-    StreamClosed,
-    Trailers,
-)
-from hypercorn.protocol.h3 import H3Protocol
-from hypercorn.typing import (
-    ConnectionState,
-)
+from aioquic.h3.connection import H3_ALPN, ErrorCode
+from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 
 from quicferry.io import ConnectionLost, ConnectionProtocol
-from quicferry.transport import Connection
+from quicferry.transport import Connection, unread_events
 
 from .application import Application
-from .errors import ClientDisconnected
-from .exchange import Exchange
-
-logger = logging.getLogger("quicferry.server")
-
-HIGH_WATER = 256 * 1024
-"""Bytes of a response that may wait to be sent before the application has to wait."""
-
-LOW_WATER = HIGH_WATER // 2
-PIECE = 64 * 1024
-"""A large body message is handed on in pieces of this size."""
-
-
-class AsgiBridge(H3Protocol):
-    """HTTP/3 on one connection.
-
-    Args:
-        protocol: The connection.
-        application: What answers the requests.
-    """
-
-    def __init__(self, protocol: ConnectionProtocol, application: Application) -> None:
-        super().__init__(
-            application.call,
-            application.config,
-            application.context,
-            application.tasks,
-            ConnectionState(application.state.copy()),
-            None,
-            None,
-            protocol.connection,
-            self._transmit_soon,
-        )
-        self._application = application
-        self._protocol = protocol
-        self._quic = protocol.connection
-        self._exchanges: dict[int, Exchange] = {}
-        self._waiting: set[Exchange] = set()
-
-    # From the client
-
-    def quic_event_received(self, event: QuicEvent) -> None:
-        """Take an event of the connection in."""
-        for http_event in self.connection.handle_event(event):
-            self._http_event_received(http_event)
-        match event:
-            case StreamDataReceived(data=data, stream_id=stream_id):
-                if (exchange := self._exchanges.get(stream_id)) is not None:
-                    self._quic.stream_consumed(stream_id, exchange.received(len(data)))
-            case StreamReset(stream_id=stream_id) | StopSendingReceived(stream_id=stream_id):
-                if (exchange := self._exchanges.get(stream_id)) is not None:
-                    self._abort(exchange, ErrorCode.H3_REQUEST_CANCELLED)
-
-    def disconnected(self) -> None:
-        """Tell all requests that the connection is lost."""
-        for exchange in self._exchanges.values():
-            exchange.disconnect()
-        self._exchanges.clear()
-
-    def _http_event_received(self, event: H3Event) -> None:
-        if not isinstance(event, (HeadersReceived, DataReceived)):
-            return
-        exchange = self._exchanges.get(event.stream_id)
-        if isinstance(event, HeadersReceived):
-            if exchange is None:
-                self._open(event)
-                exchange = self._exchanges.get(event.stream_id)
-        elif exchange is not None and event.data:
-            exchange.put(event.data)
-        if exchange is not None and event.stream_ended:
-            exchange.end()
-
-    def _open(self, request: HeadersReceived) -> None:
-        fields = dict(request.headers)
-        method, path = fields[b":method"], fields.get(b":path", b"")
-        if not (method.isascii() and path and path.isascii()):
-            self._reset(request.stream_id, ErrorCode.H3_MESSAGE_ERROR)
-            return
-        exchange = self._exchange(request.stream_id, method)
-        exchange.pump = asyncio.create_task(self._pump(exchange, request))
-
-    async def _pump(self, exchange: Exchange, request: HeadersReceived) -> None:
-        """Hand a request to its application, at the application's pace."""
-        stream_id = exchange.stream_id
-        try:
-            await self._create_stream(request)
-            stream = self.streams[stream_id]
-            ended = False
-            while not (exchange.is_disconnected or stream.closed):
-                data, last = await exchange.news()
-                if data:
-                    await stream.handle(Body(stream_id, data))
-                if last and not ended:
-                    ended = True
-                    await stream.handle(EndBody(stream_id))
-            await stream.handle(StreamClosed(stream_id))
-            if stream_id in self._exchanges:  # refused by hypercorn, without the application
-                self._close(exchange)
-        except ClientDisconnected:
-            pass
-        except Exception:
-            logger.exception("a request fails")
-            self._abort(exchange, ErrorCode.H3_INTERNAL_ERROR)
-
-    async def _create_stream(self, request: HeadersReceived) -> None:
-        exchange = self._exchanges.get(request.stream_id)
-        if exchange is None:  # a response that the application pushes
-            exchange = self._exchange(request.stream_id, b"GET")
-            exchange.request_ended = True
-        self.app = exchange
-        client, server = self._quic.get_peer_address(), self._quic.server_address
-        self.client = None if client is None else client[:2]
-        self.server = None if server is None else server[:2]
-        await super()._create_stream(request)
-
-    def _exchange(self, stream_id: int, method: bytes) -> Exchange:
-        exchange = Exchange(stream_id, method, self._application.call, self._grant)
-        self._exchanges[stream_id] = exchange
-        return exchange
-
-    def _grant(self, exchange: Exchange) -> None:
-        """Let the client send as much as the application has read."""
-        read = exchange.received(0)
-        if not exchange.is_disconnected and self._quic.stream_consumed(exchange.stream_id, read):
-            self._protocol.transmit_soon()
-
-    # To the client
-
-    async def stream_send(self, event: Event) -> None:
-        """Send what the application has for a stream.
-
-        Raises:
-            ClientDisconnected: If there is no one to send it to.
-            ValueError: If HTTP/3 does not allow it.
-        """
-        exchange = self._exchanges.get(event.stream_id)
-        if isinstance(event, StreamClosed):
-            await super().stream_send(event)
-            if exchange is not None:
-                self._close(exchange)
-            return
-        if exchange is None or exchange.is_disconnected:
-            raise ClientDisconnected("the client has gone away")
-        match event:
-            case Response():
-                event = replace(event, headers=_sendable(event.status_code, event.headers))
-                exchange.started(event)
-                await super().stream_send(event)
-            case InformationalResponse():
-                headers = _sendable(event.status_code, event.headers)
-                await super().stream_send(replace(event, headers=headers))
-            case Body() | Data():
-                exchange.sends(len(event.data))
-                for start in range(0, len(event.data), PIECE):
-                    piece = event.data[start : start + PIECE]
-                    await super().stream_send(replace(event, data=piece))
-                    await self._room(exchange)
-            case Trailers():
-                exchange.trailers += event.headers  # with the end of the stream
-            case EndBody() | EndData():
-                await self._end(exchange, event)
-            case _:
-                await super().stream_send(event)
-
-    async def _end(self, exchange: Exchange, event: EndBody | EndData) -> None:
-        exchange.response_ended = True
-        if exchange.is_too_short:
-            logger.error("a response is reset: its body is shorter than its content-length")
-            self._reset(exchange.stream_id, ErrorCode.H3_INTERNAL_ERROR)
-        elif exchange.trailers:
-            self.connection.send_headers(exchange.stream_id, exchange.trailers, end_stream=True)
-        else:
-            await super().stream_send(event)
-
-    async def _room(self, exchange: Exchange) -> None:
-        """Wait until enough of a response has been sent."""
-        if self._quic.stream_backlog(exchange.stream_id) < HIGH_WATER:
-            return
-        exchange.room = asyncio.get_running_loop().create_future()
-        self._waiting.add(exchange)
-        try:
-            await exchange.room
-        finally:
-            self._waiting.discard(exchange)
-        if exchange.is_disconnected:
-            raise ClientDisconnected("the client has gone away")
-
-    def transmitted(self) -> None:
-        """Let those go on for whose responses there is room again."""
-        for exchange in self._waiting:
-            if self._quic.stream_backlog(exchange.stream_id) < LOW_WATER:
-                assert exchange.room is not None, "it waits for that"
-                if not exchange.room.done():
-                    exchange.room.set_result(None)
-
-    async def _transmit_soon(self) -> None:
-        self._protocol.transmit_soon()
-
-    # The end of a request
-
-    def _close(self, exchange: Exchange) -> None:
-        """Forget a request that the application is done with."""
-        del self._exchanges[exchange.stream_id]
-        if not exchange.response_ended:
-            self._reset(exchange.stream_id, ErrorCode.H3_INTERNAL_ERROR)
-        elif not exchange.request_ended:
-            self._stop(exchange.stream_id, ErrorCode.H3_NO_ERROR)
-        exchange.disconnect()
-
-    def _abort(self, exchange: Exchange, error: ErrorCode) -> None:
-        """Forget a request that the client is done with, or that failed."""
-        self._exchanges.pop(exchange.stream_id, None)
-        self._reset(exchange.stream_id, error)
-        exchange.disconnect()
-
-    def _reset(self, stream_id: int, error: ErrorCode) -> None:
-        """Give a stream up in both directions."""
-        self._quic.reset_stream(stream_id, error)
-        # The HTTP layer learns from this that it has nothing more to send, and frees the stream.
-        self.connection.handle_event(StopSendingReceived(error_code=error, stream_id=stream_id))
-        if stream_is_request_response(stream_id):
-            self._stop(stream_id, error)
-        self._protocol.transmit_soon()
-
-    def _stop(self, stream_id: int, error: ErrorCode) -> None:
-        """Ask the client not to send the rest of its request."""
-        try:
-            self._quic.stop_stream(stream_id, error)
-        except ValueError:
-            return  # it is complete and forgotten
-        self._protocol.transmit_soon()
+from .bridge import AsgiBridge
+from .draining import Admission, RunningRequest
 
 
 class AsgiProtocol(ConnectionProtocol):
-    """A server's connection whose requests are answered by an ASGI application."""
+    """A server's connection whose requests are answered by an ASGI application.
+
+    To hand it over, let new requests wait (`admit_requests`) until none is running (`wait_idle`) or
+    those that are have been given up (`reject_requests`). Put the events of those that wait back
+    into the connection (`withheld_events`), freeze it, and carry its snapshot and `export_state`
+    along. If nothing comes of it, admit all requests again.
+    """
 
     no_error = ErrorCode.H3_NO_ERROR
 
@@ -306,6 +35,67 @@ class AsgiProtocol(ConnectionProtocol):
         super().__init__(quic, stream_handler)
         self._application = application
         self._bridge: AsgiBridge | None = None
+        self._admission = Admission.ALL
+
+    # For a hand-over
+
+    def admit_requests(self, admission: Admission) -> None:
+        """Serve only such new requests from now on; those that run go on.
+
+        What has waited is served if all are admitted again, as if nothing had been.
+        """
+        self._admission = admission
+        if self._bridge is not None:
+            self._bridge.admit(admission)
+            if admission is Admission.ALL:
+                unread_events(self.connection, self.withheld_events())
+                self.settle_soon()
+
+    def withheld_events(self) -> list[QuicEvent]:
+        """Return the events of the requests that wait, each request in order, and forget them."""
+        return [] if self._bridge is None else self._bridge.gate.take()
+
+    def running_requests(self) -> list[RunningRequest]:
+        """Return the requests that the application is working on."""
+        return [] if self._bridge is None else self._bridge.running_requests()
+
+    async def wait_running(self) -> None:
+        """Wait until the application is done with the requests that it is working on now."""
+        if self._bridge is not None:
+            await self._bridge.wait_running()
+
+    async def wait_idle(self) -> None:
+        """Wait until the application is working on no request of this connection."""
+        if self._bridge is not None:
+            await self._bridge.idle.wait()
+
+    def reject_requests(self) -> None:
+        """Give up all requests that the application is working on; it is told as of a disconnect.
+
+        They are reset in both directions: with H3_REQUEST_REJECTED where the client may simply
+        send them again, otherwise with H3_REQUEST_CANCELLED.
+        """
+        if self._bridge is not None:
+            self._bridge.reject_requests()
+
+    def export_state(self) -> bytes:
+        """Return what HTTP/3 knows of the connection; nothing changes.
+
+        Raises:
+            SnapshotError: If requests are running or withheld.
+        """
+        return b"" if self._bridge is None else self._bridge.export()
+
+    def import_state(self, data: bytes) -> None:
+        """Go on from what `export_state` returned.
+
+        Raises:
+            SnapshotError: If it is damaged, or not that of this connection.
+        """
+        if data:
+            self._bridge = AsgiBridge(self, self._application, data)
+
+    # From the connection
 
     def quic_event_received(self, event: QuicEvent) -> None:
         """Hand on an event to HTTP/3."""
@@ -313,6 +103,7 @@ class AsgiProtocol(ConnectionProtocol):
             self._bridge.quic_event_received(event)
         elif isinstance(event, ProtocolNegotiated) and event.alpn_protocol in H3_ALPN:
             self._bridge = AsgiBridge(self, self._application)
+            self._bridge.admit(self._admission)
 
     def connection_lost_by(self, lost: ConnectionLost) -> None:
         """Tell the application that its client is gone."""
@@ -324,18 +115,3 @@ class AsgiProtocol(ConnectionProtocol):
         super().transmit()
         if self._bridge is not None:
             self._bridge.transmitted()
-
-
-def _sendable(status: int, headers: Headers) -> Headers:
-    """Return the header fields of a response as HTTP/3 wants them.
-
-    Raises:
-        ValueError: If one of them cannot be sent.
-    """
-    lowered = [(name.lower(), value) for name, value in headers]
-    sendable = [field for field in lowered if field[0] not in CONNECTION_SPECIFIC_HEADERS]
-    try:
-        validate_response_headers([(b":status", b"%d" % status), *sendable])
-    except ProtocolError as exc:
-        raise ValueError(f"HTTP/3 does not allow this response: {exc.reason_phrase}") from exc
-    return sendable

@@ -19,41 +19,20 @@ from quicferry.protocol import (
     MigrationErrorCode,
     MigrationProtocol,
     QuicferryError,
-    protocol_from_name,
     protocol_name,
 )
 
-from .errors import ConfigurationError, ManagementError, RelocationError, RelocationErrorCode
-from .planning import Choice
+from . import fields
+from .errors import ConfigurationError, ManagementError, RelocationError
+from .fields import BAD_REQUEST, LONGEST_WAIT, REQUIRED, Field, Json
 from .relocator import DEFAULT_DEADLINE, Unready
 from .reports import ServerEvent
 from .server import Server
 
-LONGEST_WAIT = 3600.0
-"""The largest deadline and time limit that is accepted, in seconds."""
-
-BAD_REQUEST = "BAD_REQUEST"
 UNKNOWN_COMMAND = "UNKNOWN_COMMAND"
 FAILED = "FAILED"
 
-Json = Any
 Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of a command.
-
-    Attributes:
-        parse: Makes a value of what JSON gave, or raises ManagementError.
-        default: The value where the field is absent; `REQUIRED` if it must not be.
-    """
-
-    parse: Callable[[str, Json], Any]
-    default: Any = None
-
-
-REQUIRED = object()
 
 
 @dataclass(frozen=True)
@@ -67,6 +46,10 @@ class Command:
 
     fields: Mapping[str, Field]
     run: Callable[[Server, Fields], Awaitable[dict[str, Json]]]
+
+
+Commands = Mapping[str, Command]
+"""Commands by name."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +82,21 @@ def decode(line: bytes) -> dict[str, Json]:
     return message
 
 
-def parse(message: Mapping[str, Json]) -> Request:
+def parse(message: Mapping[str, Json], commands: Commands) -> Request:
     """Return the request that a JSON object stands for.
+
+    Args:
+        message: The object.
+        commands: The commands that there are.
 
     Raises:
         ManagementError: If the command is unknown, or a field is wrong, missing, or unknown.
     """
     name = message.get("command")
-    if not isinstance(name, str) or name not in COMMANDS:
-        known = ", ".join(COMMANDS)
+    if not isinstance(name, str) or name not in commands:
+        known = ", ".join(commands)
         raise ManagementError(UNKNOWN_COMMAND, f"unknown command {name!r}; there are: {known}")
-    fields = COMMANDS[name].fields
+    fields = commands[name].fields
     unknown = message.keys() - fields.keys() - {"command", "id"}
     if unknown:
         given, known = ", ".join(sorted(unknown)), ", ".join(fields) or "none"
@@ -131,14 +118,19 @@ def reply_id(message: Mapping[str, Json]) -> Json:
     return given if isinstance(given, (str, int, float)) else None
 
 
-async def execute(server: Server, request: Request) -> dict[str, Json]:
+async def execute(server: Server, request: Request, commands: Commands) -> dict[str, Json]:
     """Do what a request asks for and return the result.
+
+    Args:
+        server: The server.
+        request: What `parse` returned.
+        commands: The commands that there are.
 
     Raises:
         ManagementError: If it cannot be done.
     """
     try:
-        return await COMMANDS[request.name].run(server, request.fields)
+        return await commands[request.name].run(server, request.fields)
     except RelocationError as exc:
         raise ManagementError(exc.code.name, str(exc)) from exc
     except ConfigurationError as exc:
@@ -172,71 +164,6 @@ def _describe(value: Any) -> Json:
     return value
 
 
-# Fields
-
-
-def _bad(problem: str) -> NoReturn:
-    raise ManagementError(BAD_REQUEST, problem)
-
-
-def _text(key: str, value: Json) -> str:
-    return value if isinstance(value, str) else _bad(f"{key} must be a string")
-
-
-def _seconds(key: str, value: Json) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _bad(f"{key} must be a number of seconds")
-    if not 0 < value <= LONGEST_WAIT:
-        _bad(f"{key} must be more than 0 and at most {LONGEST_WAIT:.0f} seconds")
-    return float(value)
-
-
-def _address(key: str, value: Json) -> Address:
-    try:
-        return Address.parse(_text(key, value))
-    except ValueError as exc:
-        raise ManagementError(MigrationErrorCode.INVALID_ADDRESS.name, f"{key}: {exc}") from None
-
-
-def _announced(key: str, value: Json) -> MigrationAddress:
-    try:
-        return MigrationAddress.parse(_text(key, value))
-    except ValueError as exc:
-        raise ManagementError(MigrationErrorCode.INVALID_ADDRESS.name, f"{key}: {exc}") from None
-
-
-def _protocol(key: str, value: Json) -> MigrationProtocol | None:
-    if _text(key, value) == "auto":
-        return None
-    try:
-        return protocol_from_name(value)
-    except ValueError as exc:
-        code = RelocationErrorCode.UNKNOWN_PROTOCOL.name
-        raise ManagementError(code, f"{key}: {exc}, or auto") from None
-
-
-def _connections(key: str, value: Json) -> dict[str, Choice]:
-    if not isinstance(value, dict):
-        _bad(f"{key} must be an object from the ids of connections to their choices")
-    choices: dict[str, Choice] = {}
-    for name, choice in value.items():
-        if not isinstance(choice, dict) or choice.keys() - {"protocol", "address"}:
-            _bad(f"{key}: the choice for {name!r} is an object with protocol and address")
-        protocol, address = choice.get("protocol"), choice.get("address")
-        choices[name] = (
-            None if protocol is None else _protocol("protocol", protocol),
-            None if address is None else _announced("address", address),
-        )
-    return choices
-
-
-def _unready(key: str, value: Json) -> Unready:
-    try:
-        return Unready(_text(key, value))
-    except ValueError:
-        _bad(f"{key} must be one of: {', '.join(each.value for each in Unready)}")
-
-
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -251,12 +178,12 @@ def _refuse_constant(name: str) -> NoReturn:
 # Commands
 
 
-async def _imminent(server: Server, fields: Fields) -> dict[str, Json]:
+async def _imminent(server: Server, given: Fields) -> dict[str, Json]:
     preparation = await server.imminent(
-        fields["protocol"],
-        fields["address"],
-        connections=fields["connections"],
-        deadline=fields["deadline"],
+        given["protocol"],
+        given["address"],
+        connections=given["connections"],
+        deadline=given["deadline"],
     )
     return {
         "ready": preparation.is_ready,
@@ -270,8 +197,8 @@ async def _imminent(server: Server, fields: Fields) -> dict[str, Json]:
     }
 
 
-async def _switch(server: Server, fields: Fields) -> dict[str, Json]:
-    relocation = await server.switch(fields["address"], unready=fields["unready"])
+async def _switch(server: Server, given: Fields) -> dict[str, Json]:
+    relocation = await server.switch(given["address"], unready=given["unready"])
     return {
         "source": str(relocation.source),
         "destination": str(relocation.destination),
@@ -281,8 +208,8 @@ async def _switch(server: Server, fields: Fields) -> dict[str, Json]:
     }
 
 
-async def _wait(server: Server, fields: Fields) -> dict[str, Json]:
-    completion = await server.wait_completed(fields["timeout"])
+async def _wait(server: Server, given: Fields) -> dict[str, Json]:
+    completion = await server.wait_completed(given["timeout"])
     return {
         "completed": completion.is_complete,
         "seconds": completion.seconds,
@@ -292,33 +219,37 @@ async def _wait(server: Server, fields: Fields) -> dict[str, Json]:
     }
 
 
-async def _status(server: Server, fields: Fields) -> dict[str, Json]:
+async def _status(server: Server, given: Fields) -> dict[str, Json]:
     return server.status()
 
 
-async def _abort(server: Server, fields: Fields) -> dict[str, Json]:
+async def _abort(server: Server, given: Fields) -> dict[str, Json]:
     await server.abort()
     return {}
 
 
-async def _nothing(server: Server, fields: Fields) -> dict[str, Json]:
+async def _nothing(server: Server, given: Fields) -> dict[str, Json]:
     return {}
 
 
-COMMANDS: Mapping[str, Command] = {
+COMMANDS: Commands = {
     "imminent": Command(
         {
-            "protocol": Field(_protocol),
-            "address": Field(_announced),
-            "connections": Field(_connections),
-            "deadline": Field(_seconds, DEFAULT_DEADLINE),
+            "protocol": Field(fields.protocol),
+            "address": Field(fields.announced),
+            "connections": Field(fields.connections),
+            "deadline": Field(fields.seconds, DEFAULT_DEADLINE),
         },
         _imminent,
     ),
     "switch": Command(
-        {"address": Field(_address, REQUIRED), "unready": Field(_unready, Unready.ABORT)}, _switch
+        {
+            "address": Field(fields.address, REQUIRED),
+            "unready": Field(fields.choice(Unready), Unready.ABORT),
+        },
+        _switch,
     ),
-    "wait": Command({"timeout": Field(_seconds, LONGEST_WAIT)}, _wait),
+    "wait": Command({"timeout": Field(fields.seconds, LONGEST_WAIT)}, _wait),
     "status": Command({}, _status),
     "abort": Command({}, _abort),
     # The management server does the rest of these two after its reply.

@@ -19,6 +19,10 @@ class RelocationErrorCode(enum.Enum):
     ABORTED = "the migration was aborted; every connection goes on where it is"
     UNKNOWN_CONNECTION = "no such connection; see status for those that there are"
     UNKNOWN_PROTOCOL = "no such migration protocol"
+    BEING_HANDED_OVER = "the connections are being handed over to another server; wait for its end"
+    REQUESTS_RUNNING = "requests are still running; give them more time, or reset them"
+    CANNOT_FREEZE = "a connection cannot be frozen now; try again in a moment"
+    CANNOT_THAW = "a connection cannot live at the destination"
     CANNOT_BIND = "the new address cannot be used on this host"
 
 
@@ -39,7 +43,7 @@ class ConfigurationError(QuicferryError, ValueError):
 
 
 class ApplicationError(QuicferryError):
-    """The application did not start or stop."""
+    """The application did not start or stop, or does not fit what is asked of it."""
 
 
 class ClientDisconnected(QuicferryError, OSError):  # noqa: N818 (named for what has happened, not for a fault)

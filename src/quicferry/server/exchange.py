@@ -29,19 +29,35 @@ class Exchange:
     Args:
         stream_id: The stream of the request.
         method: The method of the request.
+        target: Its path, with the query.
         application: The application.
         granted: Called when the application has read a part of the body.
+
+    Attributes:
+        stream_id: The stream of the request.
+        method: Its method.
+        path: Its path, without the query.
+        is_disconnected: Whether the client is gone, or wants no response.
+        request_ended: Whether the request is complete.
+        response_ended: Whether the response is.
+        room: Done when there is room again for more of the response; None while nobody waits.
+        pump: Hands the request to the application.
+        trailers: Header fields to be sent at the end of the response.
     """
 
     def __init__(
         self,
         stream_id: int,
-        method: bytes,
+        method: str,
+        target: str,
         application: AppWrapper,
         granted: Callable[[Exchange], None],
     ) -> None:
         self.stream_id = stream_id
+        self.method = method
+        self.path = target.partition("?")[0]
         self.is_disconnected = False
+        self.over = asyncio.Event()
         self.request_ended = False
         self.response_ended = False
         self.room: asyncio.Future[None] | None = None
@@ -49,7 +65,6 @@ class Exchange:
         self.trailers: Headers = []
         self._application = application
         self._granted = granted
-        self._method = method
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
         self._received = 0
@@ -94,7 +109,7 @@ class Exchange:
 
     def started(self, response: Response) -> None:
         """Note how long the body is announced to be."""
-        if not suppress_body(self._method.decode(), response.status_code):
+        if not suppress_body(self.method, response.status_code):
             lengths = [value for name, value in response.headers if name == b"content-length"]
             self._announced = int(lengths[0]) if lengths else None
 

@@ -21,8 +21,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .commands import BAD_REQUEST, FAILED, Json, decode, describe_event, execute, parse, reply_id
+from .commands import (
+    COMMANDS,
+    FAILED,
+    Commands,
+    decode,
+    describe_event,
+    execute,
+    parse,
+    reply_id,
+)
 from .errors import ApplicationError, ConfigurationError, ManagementError
+from .fields import BAD_REQUEST, Json
 from .server import Server
 
 logger = logging.getLogger("quicferry.server")
@@ -75,11 +85,13 @@ class ManagementServer:
     Args:
         server: The server to manage. The command ``shutdown`` closes it.
         path: Where the socket is made. One that nobody listens at any more is replaced.
+        commands: What can be asked for.
     """
 
-    def __init__(self, server: Server, path: Path | str) -> None:
+    def __init__(self, server: Server, path: Path | str, commands: Commands = COMMANDS) -> None:
         self.path = Path(path)
         self._server = server
+        self._commands = commands
         self._listener: asyncio.Server | None = None
         self._made: tuple[int, int] | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -122,7 +134,7 @@ class ManagementServer:
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
         try:
-            await _Client(self._server, reader, writer).run()
+            await _Client(self._server, self._commands, reader, writer).run()
         except (ConnectionError, asyncio.CancelledError):
             pass
         except Exception:
@@ -135,9 +147,14 @@ class _Client:
     """One management connection."""
 
     def __init__(
-        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        server: Server,
+        commands: Commands,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._server = server
+        self._commands = commands
         self._reader = reader
         self._writer = writer
         self._under_way: set[asyncio.Task[None]] = set()
@@ -167,11 +184,11 @@ class _Client:
         try:
             message = decode(line)
             given = reply_id(message)
-            request = parse(message)
+            request = parse(message, self._commands)
             if request.name == "events":
                 await self._subscribe(given)
                 return
-            result = await execute(self._server, request)
+            result = await execute(self._server, request, self._commands)
             await self._send({"id": given, "ok": True, "result": result})
         except ManagementError as exc:
             await self._refuse(given, exc)

@@ -1,7 +1,8 @@
 """Moves a server by the technique *rebind*: what was planned, done to connections and sockets.
 
 `planning` says whether a request makes sense, `Synchronisation` what has to be done next; this is
-where it is done, and where time comes in.
+where it is done, and where time comes in. A *handover* begins here as well, up to ready, and ends
+here: `departure` and `arrival` do what lies between.
 """
 
 from __future__ import annotations
@@ -9,10 +10,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from quicferry.io import BindError, ConnectionLost, ConnectionProtocol, ConnectionRouter, Handshakes
+from quicferry.io import (
+    BindError,
+    ConnectionLost,
+    ConnectionProtocol,
+    ConnectionRouter,
+    Forward,
+    Handshakes,
+)
 from quicferry.protocol import (
     Address,
     MigrationCompleted,
@@ -43,6 +51,7 @@ from .synchronisation import (
     Plan,
     Prepare,
     Progress,
+    Release,
     Resume,
     Synchronisation,
     Tell,
@@ -139,8 +148,7 @@ class Relocator:
         if self._migration is not None and self.sync.phase is Phase.PREPARING:
             await asyncio.shield(self._migration.prepared)
         self.sync.check_switch()
-        pool = self._options.pool if self._options is not None else ()
-        check_destination(self.sync.plan, self._situation().current, pool, address)
+        self.check_destination(address)
         if self.sync.unready and unready is Unready.ABORT:
             error = RelocationError(
                 RelocationErrorCode.NOT_READY,
@@ -154,6 +162,63 @@ class Relocator:
     def abort(self) -> None:
         """Give the migration up; see `Server.abort`."""
         self._abort(RelocationError(RelocationErrorCode.ABORTED))
+
+    # Steps of a handover
+
+    def check_destination(self, address: Address) -> None:
+        """Check that clients will find the server at `address`, of another host.
+
+        Raises:
+            RelocationError: INVALID_ADDRESS if they will not.
+        """
+        pool = self._options.pool if self._options is not None else ()
+        check_destination(self.sync.plan, self._situation().current, pool, address)
+
+    def freeze(self) -> dict[str, ConnectionProtocol]:
+        """Begin with the handover of the connections that are ready, and return them.
+
+        Raises:
+            RelocationError: If the server has not prepared.
+        """
+        names = self.sync.freeze()
+        self._note_phase()
+        open_now = self.connections()
+        return {name: open_now[name] for name in names}
+
+    def resume(self) -> None:
+        """Go on as if no migration had been announced; the connections live again."""
+        self._carry_out(self.sync.resume())
+
+    def depart(self, forward: Forward, reason: str) -> tuple[str, ...]:
+        """Let the connections go, and return the ids of those that cannot come along.
+
+        Args:
+            forward: Takes what still arrives for the others.
+            reason: What those are told who use them here.
+        """
+        actions = self.sync.depart()
+        self._carry_out([action for action in actions if isinstance(action, Close)])
+        released = [action for action in actions if isinstance(action, Release)]
+        open_now = self.connections()
+        for action in released:
+            if (protocol := open_now.get(action.connection_id)) is not None:
+                protocol.depart(forward, reason)
+        return tuple(action.connection_id for action in actions if isinstance(action, Close))
+
+    def expect(self) -> None:
+        """Wait for connections of another server; no clients are accepted meanwhile.
+
+        Raises:
+            RelocationError: If the server has begun with something else.
+        """
+        self.sync.expect()
+        self._note_phase()
+
+    def arrive(self, names: Iterable[str]) -> None:
+        """Own connections that another server has handed over, and that were switched."""
+        migration = self._migration = _Migration(self._loop)
+        migration.switched_at = migration.announced_at
+        self._carry_out(self.sync.arrive(names))
 
     async def wait_completed(self, within: float | None) -> Completion:
         """Wait until all connections have followed; see `Server.wait_completed`."""

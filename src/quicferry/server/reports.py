@@ -18,6 +18,11 @@ class PhaseChanged:
 
 
 @dataclass(frozen=True)
+class RelocationEvent:
+    """The base of what whoever moves the server has to tell; see `quicferry.relocation`."""
+
+
+@dataclass(frozen=True)
 class ServerEvent:
     """Something happened to a connection, or to the server as a whole.
 
@@ -27,7 +32,7 @@ class ServerEvent:
     """
 
     connection_id: str | None
-    event: MigrationEvent | PhaseChanged
+    event: MigrationEvent | PhaseChanged | RelocationEvent
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ from quicferry.protocol import Address, MigrationProtocol, protocol_name
 from quicferry.transport import address_from_network
 
 from .application import Application
+from .arrival import Arrival
 from .asgi import AsgiProtocol
+from .departure import Departure
 from .errors import ConfigurationError
 from .planning import Choice, Destination
 from .relocator import DEFAULT_DEADLINE, Relocator, Unready
-from .reports import Completion, Preparation, Relocation, ServerEvent
+from .reports import Completion, Preparation, Relocation, RelocationEvent, ServerEvent
 from .synchronisation import Phase, Progress
 
 
@@ -87,6 +89,10 @@ class Server:
             stream.end()
         self._streams = [*self._live_streams(), stream]
         return stream
+
+    def publish(self, event: RelocationEvent) -> None:
+        """Tell everyone who iterates over `events` how a relocation goes on."""
+        self._publish(ServerEvent(None, event))
 
     def status(self) -> dict[str, Any]:
         """Return how the server and each connection is, in values that JSON can express."""
@@ -175,6 +181,18 @@ class Server:
             RelocationError: If the server has not been moved.
         """
         return await self._relocator.wait_completed(within)
+
+    def departure(self) -> Departure:
+        """Return the means to hand the connections over to another server."""
+        return Departure(self._relocator, self._router, self._application)
+
+    def arrival(self) -> Arrival:
+        """Return the means to adopt the connections of another server; clients have to wait.
+
+        Raises:
+            RelocationError: If this server was not started just now.
+        """
+        return Arrival(self._relocator, self._router, self._application)
 
     # The end
 

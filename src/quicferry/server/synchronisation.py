@@ -16,6 +16,11 @@ and a state machine of its own. This machine joins them:
 - The server is done, and can migrate again, when each of those has *completed* or closed. New
   connections have no part in it.
 
+In a hand-over the connections leave this server, so its two ends see a half each. The source is
+*frozen* instead of switched; then its connections have *departed*, and nothing but the end comes
+after that, or they are *thawed* in place, because the hand-over failed. The destination is
+*arriving* until it owns the connections; from there on it is like a server that has switched.
+
 It is sans-IO: each input returns the `Action` objects to carry out, in order.
 """
 
@@ -23,7 +28,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from quicferry.protocol import MigrationAddress, MigrationErrorCode, MigrationProtocol
@@ -41,6 +46,12 @@ class Phase(enum.Enum):
     """The deadline has passed, and not all are ready."""
     READY = "ready"
     SWITCHED = "switched"
+    FROZEN = "frozen"
+    """The connections are being handed over to another server."""
+    DEPARTED = "departed"
+    """They were; this server has nothing left to do."""
+    ARRIVING = "arriving"
+    """Connections are being handed over to this server."""
 
 
 class Input(enum.Enum):
@@ -52,6 +63,11 @@ class Input(enum.Enum):
     ABORT = enum.auto()
     SWITCH = enum.auto()
     ALL_COMPLETED = enum.auto()
+    FREEZE = enum.auto()
+    RESUME = enum.auto()
+    DEPART = enum.auto()
+    EXPECT = enum.auto()
+    ARRIVE = enum.auto()
 
 
 class Do(enum.Enum):
@@ -61,37 +77,54 @@ class Do(enum.Enum):
     RESUME = enum.auto()
     LEAVE_BEHIND = enum.auto()
     TELL = enum.auto()
+    RELEASE = enum.auto()
     FORGET = enum.auto()
     FAIL_IN_PROGRESS = enum.auto()
     FAIL_NOT_PREPARED = enum.auto()
     FAIL_NOT_READY = enum.auto()
     FAIL_SWITCHED = enum.auto()
+    FAIL_HANDOVER = enum.auto()
 
 
 _P, _I, _D = Phase, Input, Do
 _BEFORE_SWITCH = (_P.PREPARING, _P.OVERDUE, _P.READY)
+_HANDOVER = (_P.FROZEN, _P.DEPARTED, _P.ARRIVING)
+_NO_HANDOVER = (*_BEFORE_SWITCH, _P.SWITCHED, _P.DEPARTED)
+_COMMANDS = (_I.IMMINENT, _I.ABORT, _I.SWITCH, _I.FREEZE)
+_STEPS = (_I.RESUME, _I.DEPART, _I.EXPECT, _I.ARRIVE)
 
 TABLE: Table[Phase, Input, Do] = Table(
     Phase,
     Input,
     [
         ((_P.SERVING,), (_I.IMMINENT,), _P.PREPARING, (_D.PREPARE,)),
-        ((_P.SERVING,), (_I.ABORT, _I.SWITCH), None, (_D.FAIL_NOT_PREPARED,)),
+        ((_P.SERVING,), (_I.ABORT, _I.SWITCH, _I.FREEZE), None, (_D.FAIL_NOT_PREPARED,)),
+        ((_P.SERVING,), (_I.EXPECT,), _P.ARRIVING, ()),
         ((_P.SERVING,), (_I.ALL_READY, _I.DEADLINE, _I.ALL_COMPLETED), None, ()),
         ((_P.PREPARING,), (_I.ALL_READY,), _P.READY, ()),
         ((_P.PREPARING,), (_I.DEADLINE,), _P.OVERDUE, ()),
-        ((_P.PREPARING,), (_I.SWITCH,), None, (_D.FAIL_NOT_READY,)),
+        ((_P.PREPARING,), (_I.SWITCH, _I.FREEZE), None, (_D.FAIL_NOT_READY,)),
         ((_P.OVERDUE,), (_I.ALL_READY,), _P.READY, ()),
         ((_P.READY,), (_I.ALL_READY,), None, ()),
         ((_P.OVERDUE, _P.READY), (_I.DEADLINE,), None, ()),
         ((_P.OVERDUE, _P.READY), (_I.SWITCH,), _P.SWITCHED, (_D.LEAVE_BEHIND, _D.TELL)),
+        ((_P.OVERDUE, _P.READY), (_I.FREEZE,), _P.FROZEN, ()),
         (_BEFORE_SWITCH, (_I.ABORT,), _P.SERVING, (_D.RESUME, _D.FORGET)),
         (_BEFORE_SWITCH, (_I.IMMINENT,), None, (_D.FAIL_IN_PROGRESS,)),
         (_BEFORE_SWITCH, (_I.ALL_COMPLETED,), None, ()),
         ((_P.SWITCHED,), (_I.ALL_COMPLETED,), _P.SERVING, ()),
         ((_P.SWITCHED,), (_I.IMMINENT,), None, (_D.FAIL_IN_PROGRESS,)),
-        ((_P.SWITCHED,), (_I.ABORT, _I.SWITCH), None, (_D.FAIL_SWITCHED,)),
+        ((_P.SWITCHED,), (_I.ABORT, _I.SWITCH, _I.FREEZE), None, (_D.FAIL_SWITCHED,)),
         ((_P.SWITCHED,), (_I.ALL_READY, _I.DEADLINE), None, ()),
+        ((_P.FROZEN,), (_I.RESUME,), _P.SERVING, (_D.RESUME, _D.FORGET)),
+        ((_P.FROZEN,), (_I.DEPART,), _P.DEPARTED, (_D.LEAVE_BEHIND, _D.RELEASE)),
+        ((_P.ARRIVING,), (_I.ARRIVE,), _P.SWITCHED, ()),
+        (_HANDOVER, _COMMANDS, None, (_D.FAIL_HANDOVER,)),
+        (_HANDOVER, (_I.ALL_READY, _I.DEADLINE, _I.ALL_COMPLETED), None, ()),
+        ((_P.FROZEN,), (_I.EXPECT, _I.ARRIVE), None, (_D.FAIL_HANDOVER,)),
+        ((_P.ARRIVING,), (_I.RESUME, _I.DEPART, _I.EXPECT), None, (_D.FAIL_HANDOVER,)),
+        ((_P.SERVING,), (_I.RESUME, _I.DEPART, _I.ARRIVE), None, (_D.FAIL_HANDOVER,)),
+        (_NO_HANDOVER, _STEPS, None, (_D.FAIL_HANDOVER,)),
     ],
 )
 
@@ -106,6 +139,8 @@ class Progress(enum.Enum):
     UNABLE = "unable"
     """It cannot migrate, or was not named: it is served until the switch."""
     SWITCHED = "switched"
+    DEPARTED = "departed"
+    """It was handed over to another server."""
     COMPLETED = "completed"
     LEFT_BEHIND = "left-behind"
     """It was closed at the switch."""
@@ -166,6 +201,11 @@ class Close(Action):
 
 
 @dataclass(frozen=True)
+class Release(Action):
+    """Let this connection go to the server that has adopted it."""
+
+
+@dataclass(frozen=True)
 class Tell(Action):
     """Tell this connection that the server is at its new address."""
 
@@ -193,6 +233,11 @@ class Synchronisation:
     def accepts_handshakes(self) -> bool:
         """Whether new clients may connect."""
         return self.phase in (Phase.SERVING, Phase.SWITCHED)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a migration was announced, and nothing has come of it yet."""
+        return self.phase in _BEFORE_SWITCH
 
     def those(self, *progress: Progress) -> tuple[str, ...]:
         """Return the ids of the connections that are that far."""
@@ -250,6 +295,39 @@ class Synchronisation:
                 not all are ready, or the server has already moved.
         """
         return self._step(Input.SWITCH)
+
+    # Inputs of a hand-over
+
+    def freeze(self) -> tuple[str, ...]:
+        """Stop here; return the connections that are ready to be handed over.
+
+        Raises:
+            RelocationError: As `switch`.
+        """
+        self._step(Input.FREEZE)
+        return self.those(Progress.READY)
+
+    def resume(self) -> list[Action]:
+        """Go on here as if no migration had been announced, after the hand-over has failed."""
+        return self._step(Input.RESUME)
+
+    def depart(self) -> list[Action]:
+        """Let the connections go, now that another server has adopted them."""
+        return self._step(Input.DEPART)
+
+    def expect(self) -> None:
+        """Wait for connections of another server.
+
+        Raises:
+            RelocationError: If this server is not one that has just begun.
+        """
+        self._step(Input.EXPECT)
+
+    def arrive(self, names: Iterable[str]) -> list[Action]:
+        """Own these connections, which were told that the server has switched."""
+        self.progress = dict.fromkeys(names, Progress.SWITCHED)
+        self._count = Counter(self.progress.values())
+        return self._step(Input.ARRIVE)
 
     # Inputs of connections; those of connections that have no part in the migration are ignored
 
@@ -315,6 +393,8 @@ class Synchronisation:
                     raise RelocationError(RelocationErrorCode.NOT_READY)
                 case Do.FAIL_SWITCHED:
                     raise RelocationError(RelocationErrorCode.ALREADY_SWITCHED)
+                case Do.FAIL_HANDOVER:
+                    raise RelocationError(RelocationErrorCode.BEING_HANDED_OVER)
 
     def _step(self, received: Input) -> list[Action]:
         self._check(received)
@@ -337,6 +417,10 @@ class Synchronisation:
                 left = self.those(*_UNREADY, Progress.UNABLE)
                 self._advance_to(Progress.LEFT_BEHIND, left)
                 return [Close(name) for name in left]
+            case Do.RELEASE:
+                released = self.those(Progress.READY)
+                self._advance_to(Progress.DEPARTED, released)
+                return [Release(name) for name in released]
             case Do.TELL:
                 told = self.those(Progress.READY)
                 self._advance_to(Progress.SWITCHED, told)

@@ -11,9 +11,11 @@ from .http3 import Http3Connection
 from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
 from .snapshot import activate, commit, freeze, resume_after_freeze, thaw
-from .snapshot_format import MAX_SNAPSHOT_SIZE, SnapshotError
+from .snapshot_events import unread_events
+from .snapshot_format import FORMAT_VERSION, MAX_SNAPSHOT_SIZE, SnapshotError
 
 __all__ = [
+    "FORMAT_VERSION",
     "MAX_SNAPSHOT_SIZE",
     "RESERVED_NUMBERS",
     "Configuration",
@@ -29,4 +31,5 @@ __all__ = [
     "network_address",
     "resume_after_freeze",
     "thaw",
+    "unread_events",
 ]

@@ -16,8 +16,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     END_STATES,
     EPOCHS,
-    QuicConnection,
-    QuicConnectionError,
     QuicConnectionId,
     QuicNetworkPath,
     QuicReceiveContext,
@@ -29,8 +27,7 @@ from aioquic.quic.packet_builder import (
     QuicPacketBuilder,
     QuicPacketBuilderStop,
 )
-from aioquic.quic.recovery import QuicPacketNumberWindow, QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.recovery import QuicPacketSpace
 
 from quicferry.protocol import (
     Address,
@@ -48,42 +45,27 @@ from quicferry.protocol import (
     MigrationProtocol,
     PeerError,
     ServerMigration,
-    accept_suite,
-    answer_suite,
     decode_frame,
-    encode_suite,
 )
 from quicferry.protocol.frames import BODY_SIZES
 
 from .addresses import NetworkAddress, address_from_network
 from .client_side import ClientSide
 from .contract import FRAME_HANDLERS, check_contract
-from .parameters import find_suite, with_suite
+from .negotiation import Negotiation, close_with
 from .qlog import encode_frame, log_event
-from .recovery import MigratingRecovery, PathEstimate
+from .recovery import MigratingRecovery, NumberedWindow, PathEstimate
 from .seal import Seal
 from .server_side import ServerSide
+from .streams import StreamControl
 
 check_contract()
 
 _ONE_RTT = tls.Epoch.ONE_RTT
+_ONE_RTT_ONLY = EPOCHS("1")
 
 
-class _NumberedWindow(QuicPacketNumberWindow):
-    """Remembers the number of the packet that is being received.
-
-    aioquic keeps it in a local variable, and asks the window about it before it looks into the
-    packet.
-    """
-
-    current = -1
-
-    def __contains__(self, packet_number: int) -> bool:
-        self.current = packet_number
-        return super().__contains__(packet_number)
-
-
-class Connection(QuicConnection):
+class Connection(Negotiation, StreamControl):
     """A QUIC connection whose server may move.
 
     It stands wherever aioquic's class stands, with the same constructor, methods and events. What
@@ -129,26 +111,19 @@ class Connection(QuicConnection):
             session_ticket_handler=session_ticket_handler,
             token_handler=token_handler,
         )
-        options = getattr(configuration, "server_migration", None)
-        expected = ClientMigration if self._is_client else ServerMigration
-        if options is not None and not isinstance(options, expected):
-            raise ValueError(f"server_migration must be a {expected.__name__} here, or None")
         self.stable_id = self._local_initial_source_connection_id.hex()
-        self.negotiated: MigrationProtocol | None = None
         self.server_address: NetworkAddress = None
-        self._options: ClientMigration | ServerMigration | None = options
         self._client: ClientSide | None = None
         self._server: ServerSide | None = None
         self._migration_events: deque[MigrationEvent] = deque()
         self._client_address: NetworkAddress = None
         self._client_cid = b""
         self._client_cid_is_new = False
-        self._received = _NumberedWindow()
+        self._received = NumberedWindow()
         self._received_is_newest = False
-        self._consumed: dict[int, int] = {}
         self._seal = Seal()
         self._first_secrets: dict[tls.Direction, bytes] = {}
-        if options is not None:
+        if self._options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
                 congestion_control_algorithm=configuration.congestion_control_algorithm,
                 initial_rtt=configuration.initial_rtt,
@@ -160,7 +135,7 @@ class Connection(QuicConnection):
             )
         handlers = getattr(self, FRAME_HANDLERS)
         for frame_type in FrameType:
-            handlers[int(frame_type)] = (self._handle_migration_frame, EPOCHS("1"))
+            handlers[int(frame_type)] = (self._handle_migration_frame, _ONE_RTT_ONLY)
 
     def change_connection_id(self) -> None:
         """Switch to the next connection ID of the peer, as in aioquic."""
@@ -296,7 +271,7 @@ class Connection(QuicConnection):
                 else MigrationErrorCode.HANDSHAKE_NOT_FINISHED
             )
         try:
-            self._server.network_switch(address, now)
+            self._server.network_switch(address, self._seal.clock(now))
         except MigrationError as exc:
             raise self._migration_failed(exc.code) from None
 
@@ -312,82 +287,7 @@ class Connection(QuicConnection):
         if self._client is not None:
             self._client.timeout(now)
 
-    def stream_backlog(self, stream_id: int) -> int:
-        """Return how many bytes written to a stream have not been sent for the first time."""
-        stream = self._streams.get(stream_id)
-        if stream is None or stream.sender.is_finished or stream.sender.reset_pending:
-            return 0
-        sender = stream.sender
-        return int(sender._buffer_stop - sender.highest_offset)
-
-    def stream_consumed(self, stream_id: int, offset: int) -> bool:
-        """Let the application pace what the peer may send on a stream.
-
-        aioquic extends a stream's limit as data arrives, whether anyone reads it or not. From the
-        first call on for a stream, the limit is what was read plus the configured window.
-
-        Args:
-            stream_id: The stream.
-            offset: How many bytes the application has read from its beginning.
-
-        Returns:
-            Whether the peer should be told now: transmit then.
-        """
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return False
-        if len(self._consumed) > 2 * len(self._streams):
-            self._consumed = {i: n for i, n in self._consumed.items() if i in self._streams}
-        self._consumed[stream_id] = max(offset, self._consumed.get(stream_id, 0))
-        return self._grant(stream) is not None
-
-    def has_data_to_send(self) -> bool:
-        """Return whether a packet sent now would carry something the peer has to acknowledge."""
-        credit = self._remote_max_data - self._remote_max_data_used
-        return bool(
-            self._ping_pending
-            or self._probe_pending
-            or self._datagrams_pending
-            or any(
-                stream.sender.reset_pending
-                or (
-                    not stream.is_blocked
-                    and not stream.sender.buffer_is_empty
-                    and stream.sender.next_offset
-                    < min(stream.sender.highest_offset + credit, stream.max_stream_data_remote)
-                )
-                for stream in self._streams_queue
-            )
-        )
-
-    # Hooks: negotiation
-
-    def _serialize_transport_parameters(self) -> bytes:
-        parameters: bytes = super()._serialize_transport_parameters()
-        suite = self._options.protocols if self._is_client and self._options else self.negotiated
-        return parameters if suite is None else with_suite(parameters, encode_suite(suite))
-
-    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
-        if self._options is None or from_session_ticket:
-            return
-        try:
-            suite = find_suite(data)
-            if suite is None:
-                return
-            if self._is_client:
-                self.negotiated = accept_suite(suite, self._options.protocols)
-            else:
-                self.negotiated = answer_suite(suite, self._options.protocols)
-                # aioquic has serialised the server's parameters before it knew the client's.
-                self.tls.handshake_extensions = [
-                    (kind, with_suite(value, encode_suite(self.negotiated)))
-                    if kind == tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS
-                    else (kind, value)
-                    for kind, value in self.tls.handshake_extensions
-                ]
-        except PeerError as exc:
-            raise _close_with(exc, QuicFrameType.CRYPTO) from None
+    # Hooks: keys
 
     def _update_traffic_key(
         self,
@@ -403,8 +303,11 @@ class Connection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        self._number_received_packets()
+
+    def _number_received_packets(self) -> None:
         if self._options is not None:
-            self._received = _NumberedWindow()
+            self._received = NumberedWindow()
             self._spaces[_ONE_RTT].received_packets = self._received
 
     def _confirm_handshake(self) -> None:
@@ -501,9 +404,7 @@ class Connection(QuicConnection):
                 if self._is_client
                 else "only servers send migration frames"
             )
-            raise _close_with(
-                PeerError(ConnectionErrorCode.PROTOCOL_VIOLATION, problem), frame_type
-            )
+            raise close_with(PeerError(ConnectionErrorCode.PROTOCOL_VIOLATION, problem), frame_type)
         # Readiness takes one RTT, not one RTT and the delay of an acknowledgement.
         self._spaces[_ONE_RTT].ack_at = context.time
         try:
@@ -516,7 +417,7 @@ class Connection(QuicConnection):
                 now=context.time,
             )
         except PeerError as exc:
-            raise _close_with(exc, frame_type) from None
+            raise close_with(exc, frame_type) from None
 
     def _handle_path_response_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -646,26 +547,6 @@ class Connection(QuicConnection):
         if self._server is not None and delivery is QuicDeliveryState.ACKED:
             self._server.connection_id_delivered(connection_id.sequence_number)
 
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        if stream.stream_id not in self._consumed:
-            super()._write_stream_limits(builder, space, stream)
-            return
-        stream.max_stream_data_local = self._grant(stream) or stream.max_stream_data_local
-        # What has arrived must not make aioquic double the limit.
-        highest_offset, stream.receiver.highest_offset = stream.receiver.highest_offset, 0
-        try:
-            super()._write_stream_limits(builder, space, stream)
-        finally:
-            stream.receiver.highest_offset = highest_offset
-
-    def _grant(self, stream: QuicStream) -> int | None:
-        window = self._configuration.max_stream_data
-        assert stream.stream_id is not None, "only CRYPTO streams have no id"
-        limit = self._consumed[stream.stream_id] + window
-        return limit if limit - stream.max_stream_data_local >= window // 2 else None
-
     # Hooks: the end
 
     def _close_end(self) -> None:
@@ -687,9 +568,3 @@ class Connection(QuicConnection):
 
 def _migration_address(address: Address | MigrationAddress | None) -> MigrationAddress | None:
     return MigrationAddress.of(address) if isinstance(address, Address) else address
-
-
-def _close_with(error: PeerError, frame_type: int) -> QuicConnectionError:
-    return QuicConnectionError(
-        error_code=int(error.code), frame_type=frame_type, reason_phrase=error.reason
-    )

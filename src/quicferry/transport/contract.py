@@ -45,8 +45,8 @@ _PATH = """
     remote_challenges validation_deadline
 """
 _STATE = """
-    _ack_eliciting_sent_since_receipt _crypto_streams _discard_epoch _handshake_done_pending
-    _host_cid_seq _local_max_data _local_max_stream_data_bidi_local
+    _ack_eliciting_sent_since_receipt _crypto_streams _cryptos_initial _handshake_done_pending
+    _host_cid_seq _log_key_updated _local_max_data _local_max_stream_data_bidi_local
     _local_max_stream_data_bidi_remote _local_max_stream_data_uni _local_max_streams_bidi
     _local_max_streams_uni _local_next_stream_id_bidi _local_next_stream_id_uni _pacing_at
     _peer_cid_sequence_numbers _peer_retire_prior_to _remote_active_connection_id_limit
@@ -55,10 +55,19 @@ _STATE = """
     _remote_max_streams_uni _send_probing_frames _spin_highest_pn _streams_blocked_bidi
     _streams_blocked_pending _streams_blocked_uni _update_traffic_key
 """
-_HTTP3 = "_check_content_length _decode_headers"
+_HTTP3 = """
+    _blocked_streams _check_content_length _decode_headers _decoder _encoder _init_connection
+    _is_client _is_done _local_control_stream_id _local_decoder_stream_id _local_encoder_stream_id
+    _max_push_id _max_table_capacity _next_push_id _peer_control_stream_id _peer_decoder_stream_id
+    _peer_encoder_stream_id _quic _received_settings _sent_settings _settings_received _stream
+"""
+_HTTP3_STREAM = """
+    buffer content_length expected_content_length frame_size frame_type headers_recv_state
+    headers_send_state receiving_ended sending_ended session_id stream_id stream_type
+"""
 _SPACE = """
     ack_at ack_eliciting_in_flight ack_queue expected_packet_number largest_acked_packet
-    largest_received_packet largest_received_time loss_time received_packets sent_packets
+    discarded largest_received_packet largest_received_time loss_time received_packets sent_packets
 """
 _SENDER = """
     _acked _acked_fin _buffer _buffer_fin _buffer_start _buffer_stop _pending _pending_eof
@@ -91,8 +100,8 @@ def check_contract() -> None:
         ("QuicPacketBuilder", builder, "_datagram_needs_padding"),
         ("QuicNetworkPath", QuicNetworkPath(("192.0.2.1", 4433)), _PATH),
         ("QuicPacketSpace", QuicPacketSpace(), _SPACE),
-        ("H3Connection", H3Connection, _HTTP3),
-        ("H3Stream", H3Stream(0), "expected_content_length stream_id"),
+        ("H3Connection", H3Connection(connection), _HTTP3),
+        ("H3Stream", H3Stream(0), _HTTP3_STREAM),
         ("QuicStreamSender", QuicStreamSender(stream_id=0, writable=True), _SENDER),
         ("QuicStreamReceiver", QuicStreamReceiver(stream_id=0, readable=True), _RECEIVER),
         ("QuicStream", QuicStream(), _STREAM),

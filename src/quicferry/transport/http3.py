@@ -1,27 +1,106 @@
-"""HTTP/3 on aioquic, for clients that ask for more than bodies."""
+"""HTTP/3 on aioquic, for clients that ask for more than bodies and servers that move.
+
+A server's `Http3Connection` has no dynamic QPACK table, so all that it knows can be carried to
+another host: `export` here, and the argument `state` there.
+"""
 
 from __future__ import annotations
 
-from aioquic.h3.connection import H3Connection, H3Stream
-from aioquic.h3.events import Headers
+from aioquic.h3.connection import H3Connection, H3Stream, HeadersState
+from aioquic.h3.events import H3Event, Headers
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
+
+from .http3_state import HTTP3, Http3State, capture_http3, restore_http3
+from .qpack import StaticDecoder, StaticEncoder
+from .snapshot_format import SnapshotError, decode, encode
 
 
 class Http3Connection(H3Connection):
-    """aioquic's HTTP/3 connection, which knows of responses without a body.
+    """aioquic's HTTP/3 connection, with these differences.
 
-    The content-length of a response to HEAD, or with status 304, says how long a body would have
-    been (RFC 9110 8.6). aioquic takes it for the length of the empty body that follows, and
-    closes the connection.
+    - It knows of responses without a body. The content-length of a response to HEAD, or with
+      status 304, says how long a body would have been (RFC 9110 8.6). aioquic takes it for the
+      length of the empty body that follows, and closes the connection.
+    - On a server it offers no dynamic QPACK table and uses none. A client that uses one all the
+      same has broken the protocol (RFC 9204 2.2.3, 3.2.3), and the connection is closed.
+    - A request can be ignored, from the middle of a frame on.
+
+    Args:
+        quic: The connection.
+        state: What `export` returned on another host, for the connection that was thawed of the
+            snapshot which belongs to it. Nothing is written then. None for a new connection.
+
+    Raises:
+        SnapshotError: If the state is damaged, or not that of this connection.
     """
 
-    def __init__(self, quic: QuicConnection) -> None:
-        super().__init__(quic)
+    def __init__(self, quic: QuicConnection, *, state: bytes | None = None) -> None:
         self._bodiless: set[int] = set()
+        self._ignored: set[int] = set()
+        self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
+        super().__init__(quic)
+
+    def export(self) -> bytes:
+        """Return what a server knows of its connection; nothing changes.
+
+        Raises:
+            SnapshotError: If it cannot be carried; the text says why.
+        """
+        if not isinstance(self._encoder, StaticEncoder):
+            raise SnapshotError("this is a client's connection, and only servers move")
+        state = capture_http3(self, unread_instruction=self._encoder.unread, ignored=self._ignored)
+        return encode(state, HTTP3)
+
+    # Requests, on a server
+
+    def has_request(self, stream_id: int) -> bool:
+        """Return whether a stream is past the header of its request, as far as it is known."""
+        stream = self._stream.get(stream_id)
+        if stream is None:
+            return stream_id in self._ignored
+        return (
+            stream.headers_recv_state is not HeadersState.INITIAL or stream.session_id is not None
+        )
+
+    def ignore_request(self, stream_id: int) -> None:
+        """Look at nothing any more that comes on a stream; its end is noticed."""
+        self._stream.pop(stream_id, None)
+        self._ignored.add(stream_id)
+
+    def handle_event(self, event: QuicEvent) -> list[H3Event]:
+        """Take an event of the connection in, and return what it means."""
+        if self._ignored and (stream_id := getattr(event, "stream_id", None)) in self._ignored:
+            is_last = isinstance(event, StreamReset) or (
+                isinstance(event, StreamDataReceived) and event.end_stream
+            )
+            if is_last:
+                self._ignored.remove(stream_id)
+            return []
+        return super().handle_event(event)
+
+    # Responses, on a client
 
     def expect_no_body(self, stream_id: int) -> None:
         """Expect a response without a body on a stream: the request's method is HEAD."""
         self._bodiless.add(stream_id)
+
+    # Overridden from aioquic
+
+    def _init_connection(self) -> None:
+        if not self._is_client:
+            self._max_table_capacity = self._blocked_streams = 0
+            empty = type(self._decoder)(self._max_table_capacity, self._blocked_streams)
+            unread = b"" if self._begin_with is None else self._begin_with.unread_instruction
+            # They have what aioquic uses of the classes that it expects.
+            self._decoder = StaticDecoder(empty)  # type: ignore[assignment]
+            self._encoder = StaticEncoder(self._encoder, unread)  # type: ignore[assignment]
+        if self._begin_with is None:
+            super()._init_connection()
+            return
+        restore_http3(self, self._begin_with)
+        self._ignored.update(self._begin_with.ignored)
+        self._begin_with = None
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         headers: Headers = super()._decode_headers(stream_id, frame_data)

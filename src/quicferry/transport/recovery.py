@@ -16,7 +16,12 @@ from typing import Any
 from aioquic.quic.congestion.base import QuicCongestionControl, create_congestion_control
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
-from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.recovery import (
+    QuicPacketNumberWindow,
+    QuicPacketPacer,
+    QuicPacketRecovery,
+    QuicPacketSpace,
+)
 
 _ESTIMATE = (
     "_rtt_initial",
@@ -199,3 +204,17 @@ class MigratingRecovery(QuicPacketRecovery):
         for _, packet in flight:
             packet.in_flight = False
         return flight
+
+
+class NumberedWindow(QuicPacketNumberWindow):
+    """Remembers the number of the packet that is being received.
+
+    aioquic keeps it in a local variable, and asks the window about it before it looks into the
+    packet.
+    """
+
+    current = -1
+
+    def __contains__(self, packet_number: int) -> bool:
+        self.current = packet_number
+        return super().__contains__(packet_number)

@@ -10,6 +10,9 @@ the encryption (RFC 9001 5.3), so they share the numbers out before the copy exi
 - a source that goes on after all skips exactly these;
 - a copy that is told that the source never will is *open*: an ordinary connection.
 
+For a connection that is frozen or thawed, time stands still: how long a handover takes expires no
+timer of it.
+
 How many can be reserved is limited by what the client can make sense of. aioquic writes the last 16
 bits of a packet number, and a receiver takes them for the number nearest to the one that it expects
 (RFC 9000 17.1), so a jump must stay below 2**15. 2**13 is half a second at the highest rate that
@@ -42,19 +45,23 @@ class Seal:
     Attributes:
         state: Who it is.
         first_forbidden: The number that no packet may have any more; None where there is no limit.
-        frozen_at: When it was frozen, in seconds.
+        silent_since: When it was frozen or thawed, in seconds.
         resumed_at: The first packet number after the latest jump.
     """
 
     state: SealState = SealState.OPEN
     first_forbidden: int | None = None
-    frozen_at: float = 0.0
+    silent_since: float = 0.0
     resumed_at: int = 0
 
     @property
     def is_shut(self) -> bool:
         """Whether nothing comes in or out."""
         return self.state in (SealState.FROZEN, SealState.THAWED)
+
+    def clock(self, now: float) -> float:
+        """Return the time by which the connection lives."""
+        return self.silent_since if self.is_shut else now
 
     def holds_back(self, packet_number: int) -> bool:
         """Return whether nothing but what was begun may be written with this packet number.

@@ -88,6 +88,11 @@ class ServerSide:
             self._connection._probe_pending = True
             self._call_again(now)
 
+    def postpone(self, pause: float) -> None:
+        """Take note that time stood still for so many seconds."""
+        if self._call_at is not None:
+            self._call_at += pause
+
     def datagram_received(self, now: float) -> None:
         """Take note of what may have changed by a datagram from the client."""
         if self._call_at is not None and not self._is_heard:

@@ -31,7 +31,9 @@ from quicferry.protocol import MigrationProtocol, ServerMigration
 from .connection import Connection
 from .seal import RESERVED_NUMBERS, Seal, SealState
 from .server_side import ServerSide
+from .snapshot_events import CARRIED_EVENTS, capture_events, restore_events
 from .snapshot_format import SnapshotError, decode, encode
+from .snapshot_handshake import begin_after_handshake
 from .snapshot_migration import capture_migration, restore_migration
 from .snapshot_parts import (
     capture_address,
@@ -50,14 +52,11 @@ from .snapshot_parts import (
 )
 from .snapshot_records import Snapshot
 from .snapshot_streams import (
-    CARRIED_EVENTS,
-    capture_events,
     capture_local,
     capture_receiver,
     capture_remote,
     capture_sender,
     capture_streams,
-    restore_events,
     restore_local,
     restore_receiver,
     restore_remote,
@@ -89,7 +88,7 @@ def freeze(connection: Connection, *, now: float) -> bytes:
     _give_up_flight(connection, now)
     data = encode(_capture(connection, now))
     connection._seal.state = SealState.FROZEN
-    connection._seal.frozen_at = now
+    connection._seal.silent_since = now
     return data
 
 
@@ -109,11 +108,9 @@ def resume_after_freeze(connection: Connection, *, now: float) -> None:
     connection._packet_number += RESERVED_NUMBERS
     seal.resumed_at = connection._packet_number
     connection._probe_pending = True  # its acknowledgement allows the next freeze
-    connection._close_at = now + connection._idle_timeout()
     connection._pacing_at = None
-    for path in connection._network_paths:
-        if path.validation_deadline is not None:
-            path.validation_deadline += now - seal.frozen_at
+    _let_time_run(connection, now)
+    connection._close_at = now + connection._idle_timeout()
 
 
 def thaw(data: bytes, *, configuration: QuicConfiguration, now: float) -> Connection:
@@ -143,26 +140,29 @@ def thaw(data: bytes, *, configuration: QuicConfiguration, now: float) -> Connec
         configuration=configuration,
         original_destination_connection_id=snapshot.original_destination_cid,
     )
-    connection._version = snapshot.quic_version
-    connection._initialize(snapshot.original_destination_cid)
-    for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
-        connection._discard_epoch(epoch)
+    begin_after_handshake(connection, snapshot.quic_version, snapshot.alpn)
     _restore(connection, snapshot, now)
     connection._seal.state = SealState.THAWED
+    connection._seal.silent_since = now
     connection._seal.first_forbidden = connection._packet_number + RESERVED_NUMBERS
     return connection
 
 
-def activate(connection: Connection) -> None:
+def activate(connection: Connection, *, now: float) -> None:
     """Let a thawed connection live, until its reserved packet numbers are used up.
 
     Collect events, datagrams and the timer then.
+
+    Args:
+        connection: The connection.
+        now: The current time in seconds.
 
     Raises:
         SnapshotError: If it is not one that was thawed and is not active yet.
     """
     _expect(connection._seal, SealState.THAWED)
     connection._seal.state = SealState.PROVISIONAL
+    _let_time_run(connection, now)
 
 
 def commit(connection: Connection) -> None:
@@ -179,6 +179,18 @@ def commit(connection: Connection) -> None:
 def _expect(seal: Seal, state: SealState) -> None:
     if seal.state is not state:
         raise SnapshotError(f"the connection is {seal.state.value}, not {state.value}")
+
+
+def _let_time_run(connection: Connection, now: float) -> None:
+    """Let a connection go on that was silent: what was due in 0.2 s then is due in 0.2 s."""
+    pause = now - connection._seal.silent_since
+    assert connection._close_at is not None, "the idle timer runs from the first datagram on"
+    connection._close_at += pause
+    for path in connection._network_paths:
+        if path.validation_deadline is not None:
+            path.validation_deadline += pause
+    if connection._server is not None:
+        connection._server.postpone(pause)
 
 
 def _obstacle(connection: Connection) -> str | None:
@@ -272,10 +284,6 @@ def _capture(connection: Connection, now: float) -> Snapshot:
 def _restore(connection: Connection, snapshot: Snapshot, now: float) -> None:
     connection._local_initial_source_connection_id = snapshot.initial_source_cid
     connection.stable_id = snapshot.initial_source_cid.hex()
-    connection.tls.alpn_negotiated = snapshot.alpn
-    connection.tls.state = tls.State.SERVER_POST_HANDSHAKE
-    connection._handshake_complete = connection._handshake_confirmed = True
-    connection._state = QuicConnectionState.CONNECTED
     restore_keys(connection, snapshot.keys)
     restore_packets(connection, snapshot.packets, now)
 

@@ -36,6 +36,24 @@ class SnapshotError(QuicferryError):
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the envelope says about a record.
+
+    Attributes:
+        magic: Its first four bytes.
+        version: The version of its fields.
+        name: What errors call it.
+    """
+
+    magic: bytes
+    version: int
+    name: str
+
+
+CONNECTION = Form(MAGIC, FORMAT_VERSION, "a connection snapshot")
+
+
+@dataclass(frozen=True)
 class Within:
     """The bounds of a number, or of the length of bytes, text or a list."""
 
@@ -43,7 +61,7 @@ class Within:
     most: float
 
 
-def encode(record: Any) -> bytes:
+def encode(record: Any, form: Form = CONNECTION) -> bytes:
     """Return the binary form of a dataclass.
 
     Raises:
@@ -56,10 +74,10 @@ def encode(record: Any) -> bytes:
             f"the connection holds more than a snapshot can carry ({MAX_SNAPSHOT_SIZE} bytes); "
             "freeze it when less is waiting to be sent or read"
         )
-    return _HEADER.pack(MAGIC, FORMAT_VERSION, zlib.crc32(body)) + body
+    return _HEADER.pack(form.magic, form.version, zlib.crc32(body)) + body
 
 
-def decode(data: bytes, kind: type[_RecordT]) -> _RecordT:
+def decode(data: bytes, kind: type[_RecordT], form: Form = CONNECTION) -> _RecordT:
     """Return the record that `data` holds, with every type and bound checked.
 
     Raises:
@@ -67,13 +85,13 @@ def decode(data: bytes, kind: type[_RecordT]) -> _RecordT:
     """
     if len(data) > MAX_SNAPSHOT_SIZE:
         raise SnapshotError(f"a snapshot takes at most {MAX_SNAPSHOT_SIZE} bytes, not {len(data)}")
-    if len(data) < _HEADER.size or not data.startswith(MAGIC):
-        raise SnapshotError("this is not a connection snapshot")
+    if len(data) < _HEADER.size or not data.startswith(form.magic):
+        raise SnapshotError(f"this is not {form.name}")
     _, version, checksum = _HEADER.unpack_from(data)
-    if version != FORMAT_VERSION:
+    if version != form.version:
         raise SnapshotError(
             f"the snapshot has format version {version}, and this quicferry reads version "
-            f"{FORMAT_VERSION}; run the same quicferry on both hosts"
+            f"{form.version}; run the same quicferry on both hosts"
         )
     body = data[_HEADER.size :]
     if zlib.crc32(body) != checksum:
@@ -89,6 +107,23 @@ def decode(data: bytes, kind: type[_RecordT]) -> _RecordT:
         problem = str(exc)
     if problem:
         raise SnapshotError(f"the snapshot cannot be used: {problem}")
+    return result
+
+
+def pack(record: Any) -> bytes:
+    """Return a dataclass as a MessagePack array of its fields in order, without an envelope."""
+    content: bytes = msgpack.packb(_plain(record))
+    return content
+
+
+def unpack(data: bytes | memoryview, kind: type[_RecordT]) -> _RecordT:
+    """Return the record that `pack` made `data` of, with every type and bound checked.
+
+    Raises:
+        SnapshotError: If it holds none. The text never quotes the content.
+    """
+    record: Any = kind
+    result: _RecordT = _reader(record)(_unpack(data))
     return result
 
 
@@ -121,7 +156,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in items]
 
 
-def _unpack(body: bytes) -> object:
+def _unpack(body: bytes | memoryview) -> object:
     # What msgpack raises holds the content, so it must not become the cause of another error.
     try:
         content: object = msgpack.unpackb(body)
@@ -190,17 +225,17 @@ def _listed(inner: _Reader) -> _Reader:
 
 def _record(kind: Any) -> _Reader:
     hints = get_type_hints(kind, include_extras=True)
-    readers = [(name, _reader(hint)) for name, hint in hints.items()]
+    names, readers = list(hints), [_reader(hint) for hint in hints.values()]
 
     def read(value: object) -> object:
         if type(value) is not list or len(value) != len(readers):
             raise SnapshotError(f"is not a record of {len(readers)} fields")
-        content = []
-        for (name, inner), item in zip(readers, value, strict=True):
-            try:
+        content: list[object] = []
+        try:
+            for inner, item in zip(readers, value, strict=True):
                 content.append(inner(item))
-            except SnapshotError as exc:
-                raise SnapshotError(f"{name} {exc}") from None
+        except SnapshotError as exc:
+            raise SnapshotError(f"{names[len(content)]} {exc}") from None
         return kind(*content)
 
     return read

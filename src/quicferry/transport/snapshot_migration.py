@@ -9,12 +9,11 @@ from quicferry.protocol import (
     MigrationAddress,
     MigrationFrame,
     MigrationProtocol,
-    ServerMachine,
     ServerMigrationFrame,
     decode_frame,
     encode_body,
 )
-from quicferry.protocol.server import State
+from quicferry.protocol.server import ServerProgress, State
 
 from .connection import Connection
 from .server_side import ServerSide
@@ -26,25 +25,21 @@ def capture_migration(connection: Connection, now: float) -> MigrationState | No
     side = connection._server
     if side is None:
         return None
-    machine = side.machine
-    announcement = machine._announcement
+    progress = side.machine.export()
+    announcement, switched_to = progress.announcement, progress.switched_to
     return MigrationState(
-        state=machine.state.name,
-        protocol=None if machine.protocol is None else int(machine.protocol),
-        family=machine._family,
-        pool=tuple(address.encode() for address in machine._pool),
+        state=progress.state.name,
+        protocol=None if progress.protocol is None else int(progress.protocol),
+        family=progress.family,
+        pool=tuple(address.encode() for address in progress.pool),
         pool_unacknowledged=tuple(
-            address.encode() for address in machine._pool if address in machine._pool_unacknowledged
+            address.encode() for address in progress.pool if address in progress.pool_unacknowledged
         ),
         announcement=None if announcement is None else encode_body(announcement),
-        is_announcement_acknowledged=machine._announcement_acknowledged,
-        has_connection_ids=machine._has_connection_ids,
-        switched_to=(
-            None
-            if machine._switched_to is None
-            else MigrationAddress.of(machine._switched_to).encode()
-        ),
-        is_migrated_acknowledged=machine._migrated_acknowledged,
+        is_announcement_acknowledged=progress.is_announcement_acknowledged,
+        has_connection_ids=progress.has_connection_ids,
+        switched_to=None if switched_to is None else MigrationAddress.of(switched_to).encode(),
+        is_migrated_acknowledged=progress.is_migrated_acknowledged,
         frames=tuple(FrameState(int(f.type), encode_body(f)) for f in side._to_send),
         must_be_heard=side._must_be_heard,
         retire_later=tuple(side._retire_later),
@@ -64,9 +59,9 @@ def capture_migration(connection: Connection, now: float) -> MigrationState | No
 
 def restore_migration(side: ServerSide, state: MigrationState, now: float) -> None:
     """Go on with a migration, or with none."""
-    machine = side.machine
-    _restore_machine(machine, state)
-    side._to_send = deque(_frame(frame, machine._announcement) for frame in state.frames)
+    progress = _progress(state)
+    side.machine.resume(progress)
+    side._to_send = deque(_frame(frame, progress.announcement) for frame in state.frames)
     side._must_be_heard = state.must_be_heard
     side._retire_later = list(state.retire_later)
     side._delivered = set(state.delivered)
@@ -80,22 +75,28 @@ def restore_migration(side: ServerSide, state: MigrationState, now: float) -> No
         side._connection._loss.quick_timeout = side._options.probe_interval
 
 
-def _restore_machine(machine: ServerMachine, state: MigrationState) -> None:
-    machine.state = State[state.state]
-    machine.protocol = None if state.protocol is None else MigrationProtocol(state.protocol)
-    machine._pool = [MigrationAddress.decode(address) for address in state.pool]
-    machine._pool_unacknowledged = set(map(MigrationAddress.decode, state.pool_unacknowledged))
-    if state.announcement is not None:
-        announcement = decode_frame(FrameType.SERVER_MIGRATION, state.announcement)
-        assert isinstance(announcement, ServerMigrationFrame)
-        machine._announcement = announcement
-    machine._announcement_acknowledged = state.is_announcement_acknowledged
-    machine._has_connection_ids = state.has_connection_ids
+def _progress(state: MigrationState) -> ServerProgress:
+    switched_to = None
     if state.switched_to is not None:
-        machine._switched_to = MigrationAddress.decode(state.switched_to).for_family(
-            machine._family
-        )
-    machine._migrated_acknowledged = state.is_migrated_acknowledged
+        switched_to = MigrationAddress.decode(state.switched_to).for_family(state.family)
+    return ServerProgress(
+        state=State[state.state],
+        protocol=None if state.protocol is None else MigrationProtocol(state.protocol),
+        family=state.family,
+        pool=tuple(map(MigrationAddress.decode, state.pool)),
+        pool_unacknowledged=frozenset(map(MigrationAddress.decode, state.pool_unacknowledged)),
+        announcement=None if state.announcement is None else _announcement(state.announcement),
+        is_announcement_acknowledged=state.is_announcement_acknowledged,
+        has_connection_ids=state.has_connection_ids,
+        switched_to=switched_to,
+        is_migrated_acknowledged=state.is_migrated_acknowledged,
+    )
+
+
+def _announcement(body: bytes) -> ServerMigrationFrame:
+    frame = decode_frame(FrameType.SERVER_MIGRATION, body)
+    assert isinstance(frame, ServerMigrationFrame)
+    return frame
 
 
 def _frame(state: FrameState, announcement: ServerMigrationFrame | None) -> MigrationFrame:

@@ -1,32 +1,21 @@
-"""Streams, their limits and their events as records, and back."""
+"""Streams and their limits as records, and back."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
-from aioquic.quic import events
 from aioquic.quic.connection import Limit, stream_is_client_initiated, stream_is_unidirectional
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
 from .connection import Connection
 from .snapshot_parts import flat, range_set
 from .snapshot_records import (
-    EventState,
     LimitState,
     LocalState,
     ReceiverState,
     RemoteState,
     SenderState,
     StreamState,
-)
-
-CARRIED_EVENTS = (
-    events.StreamDataReceived,
-    events.StreamReset,
-    events.StopSendingReceived,
-    events.DatagramFrameReceived,
-    events.PingAcknowledged,
 )
 
 # Limits
@@ -116,7 +105,7 @@ def capture_sender(sender: QuicStreamSender) -> SenderState:
         end_acknowledged=sender._acked_fin,
         is_idle=sender.buffer_is_empty,
         is_finished=sender.is_finished,
-        reset_code=sender._reset_error_code,
+        reset_code=_code(sender._reset_error_code),
         reset_pending=sender.reset_pending,
     )
 
@@ -147,7 +136,7 @@ def capture_receiver(receiver: QuicStreamReceiver) -> ReceiverState:
         highest_received=receiver.highest_offset,
         final_size=receiver._final_size,
         is_finished=receiver.is_finished,
-        stop_code=receiver._stop_error_code,
+        stop_code=_code(receiver._stop_error_code),
         stop_pending=receiver.stop_pending,
     )
 
@@ -162,6 +151,11 @@ def restore_receiver(receiver: QuicStreamReceiver, state: ReceiverState) -> None
     receiver.is_finished = state.is_finished
     receiver._stop_error_code = state.stop_code
     receiver.stop_pending = state.stop_pending
+
+
+def _code(error_code: int | None) -> int | None:
+    """Return an application's error code as a plain number; it may be of an enum."""
+    return None if error_code is None else int(error_code)
 
 
 def capture_streams(connection: Connection) -> tuple[StreamState, ...]:
@@ -210,36 +204,3 @@ def restore_streams(connection: Connection, states: Iterable[StreamState]) -> No
             else connection._streams_blocked_bidi
         )
         waiting.append(connection._streams[stream_id])
-
-
-# Events
-
-
-def capture_events(undelivered: Iterable[events.QuicEvent]) -> tuple[EventState, ...]:
-    """Return the events of the kinds that are carried."""
-    states = []
-    for event in undelivered:
-        match event:
-            case events.StreamDataReceived(data=data, end_stream=is_end, stream_id=stream_id):
-                states.append(EventState(0, stream_id, 0, bytes(data), is_end))
-            case events.StreamReset(error_code=code, stream_id=stream_id):
-                states.append(EventState(1, stream_id, code, b"", False))
-            case events.StopSendingReceived(error_code=code, stream_id=stream_id):
-                states.append(EventState(2, stream_id, code, b"", False))
-            case events.DatagramFrameReceived(data=data):
-                states.append(EventState(3, 0, 0, bytes(data), False))
-            case events.PingAcknowledged(uid=uid):
-                states.append(EventState(4, uid, 0, b"", False))
-    return tuple(states)
-
-
-def restore_events(states: Iterable[EventState]) -> deque[events.QuicEvent]:
-    """Return the events of records."""
-    makers = (
-        lambda s: events.StreamDataReceived(s.data, s.is_end, s.number),
-        lambda s: events.StreamReset(s.code, s.number),
-        lambda s: events.StopSendingReceived(s.code, s.number),
-        lambda s: events.DatagramFrameReceived(s.data),
-        lambda s: events.PingAcknowledged(s.number),
-    )
-    return deque(makers[state.kind](state) for state in states)

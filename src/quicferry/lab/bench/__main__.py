@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from . import loopback, scale, simulated
+from . import loopback, scale, simulated, snapshots
 from .report import Figure, as_json
 
 _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "simulated": simulated.figures,
     "scale": scale.figures,
+    "snapshots": snapshots.figures,
     "loopback": loopback.figures,
 }
 

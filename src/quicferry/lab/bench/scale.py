@@ -38,7 +38,7 @@ class Pair:
 
     def __init__(self, number: int) -> None:
         self.now = 0.0
-        self._client_address = (f"198.51.{number // 250}.{number % 250 + 1}", 50000)
+        self.client_address = (f"198.51.{number // 250}.{number % 250 + 1}", 50000)
         self.client = Connection(
             configuration=client_configuration(ClientMigration(policy=Policy.REACTIVE))
         )
@@ -63,7 +63,7 @@ class Pair:
         """Let datagrams arrive half a round trip later."""
         self.now += _RTT / 2
         for data, _ in flight:
-            self.server.receive_datagram(data, self._client_address, self.now)
+            self.server.receive_datagram(data, self.client_address, self.now)
 
     def to_client(self, flight: list[tuple[bytes, NetworkAddress]]) -> None:
         """Let datagrams arrive half a round trip later."""

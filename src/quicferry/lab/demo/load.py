@@ -1,4 +1,4 @@
-"""One client of the demo: requests back to back beside one large download, every byte checked."""
+"""One client of the demo: requests back to back beside large downloads, every byte checked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ from quicferry.transport import (
 )
 
 ECHO_SIZE = 1024
-LARGE_DOWNLOAD = 1 << 40
+LARGE_DOWNLOAD = 256 * 1024
+"""Bytes of each of the downloads that follow one another beside the small requests."""
+DOWNLOADS = 2
+"""How many of them are under way, so that there is always something on the path."""
 REQUEST_TIMEOUT = 20.0
 SHORTEST_GAP = 0.001
 MOST_ERRORS = 10
@@ -156,10 +159,9 @@ class ClientLoad:
             await begin.wait()
             self._status = "running"
             self.tally.waiting(time.monotonic())
-            download = asyncio.create_task(self._download(http))
+            downloads = [asyncio.create_task(self._downloads(http, stop)) for _ in range(DOWNLOADS)]
             await self._requests(http, stop)
-            download.cancel()
-            await asyncio.gather(download, return_exceptions=True)
+            await asyncio.gather(*downloads)
             if self._status == "running":
                 self.tally.end_gap(time.monotonic())
                 self._status = "done"
@@ -274,17 +276,20 @@ class ClientLoad:
             raise WrongBodyError(f"an upload of {len(payload)} bytes arrived changed")
         self.tally.bytes_verified += len(payload)
 
-    async def _download(self, http: HttpClient) -> None:
-        """Keep the large download under way until cancelled."""
-        seed = self._rng.getrandbits(31)
-        path = f"/bytes/{LARGE_DOWNLOAD}?seed={seed}"
-        try:
-            await self._exchange(http, "GET", path, b"", Verifier(seed, LARGE_DOWNLOAD))
-            raise RequestFailedError("it ended too soon")
-        except ConnectionLost as exc:
-            self._lost(exc)
-        except QuicferryError as exc:
-            self.tally.failed(f"large download: {exc}")
+    async def _downloads(self, http: HttpClient, stop: asyncio.Event) -> None:
+        """Keep a large download under way."""
+        while not stop.is_set() and self._status == "running":
+            seed = self._rng.getrandbits(31)
+            path = f"/bytes/{LARGE_DOWNLOAD}?seed={seed}"
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    await self._exchange(http, "GET", path, b"", Verifier(seed, LARGE_DOWNLOAD))
+            except TimeoutError:
+                self.tally.failed(f"a download was not over within {REQUEST_TIMEOUT:.0f} s")
+            except ConnectionLost as exc:
+                self._lost(exc)
+            except QuicferryError as exc:
+                self.tally.failed(f"large download: {exc}")
 
     async def _exchange(
         self, http: HttpClient, method: str, path: str, data: bytes, verifier: Verifier

@@ -7,24 +7,28 @@ import contextlib
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from quicferry.lab.demo.movers import (
+    RELOCATION_TIMEOUT,
+    START_TIMEOUT,
+    Stage,
+    limited,
+    make_mover,
+)
 from quicferry.lab.demo.processes import Child, DemoError, child
-from quicferry.lab.demo.results import ClientProgress, ClientReport, DemoResult, Relocation
+from quicferry.lab.demo.results import ClientProgress, ClientReport, DemoResult
 from quicferry.lab.demo.settings import (
     ClientPlan,
     Settings,
     WorkerSettings,
     share_among_workers,
 )
-from quicferry.server import ManagementClient
-from quicferry.server.certificate import self_signed
 
-START_TIMEOUT = 20.0
-RELOCATION_TIMEOUT = 15.0
 FINISH_TIMEOUT = 30.0
 
 
@@ -71,10 +75,10 @@ class _Demo:
         self._observer = observer
         self._folder = folder
         self._stack = stack
-        self._port = _free_port((settings.source, settings.destination))
-        self._certificate = folder / "certificate.pem"
-        self._key = folder / "key.pem"
-        self._management = folder / "management.sock"
+        port = _free_port((settings.source, settings.destination))
+        tell = partial(self._tell_workers, "probe")
+        self._stage = Stage(settings, port, folder, stack, observer.note, tell)
+        self._mover = make_mover(self._stage)
         self._plans = settings.plans()
         self._connected: set[int] = set()
         self._all_connected = asyncio.Event()
@@ -83,9 +87,7 @@ class _Demo:
         self._all_reported = asyncio.Event()
 
     async def run(self) -> DemoResult:
-        self._write_certificate()
-        server = await self._start_server()
-        watchers: list[Coroutine[Any, Any, None]] = [self._watch_server(server)]
+        watchers = list(await self._mover.start())
         for plans in share_among_workers(self._plans):
             worker = await self._start_worker(plans)
             self._workers.append(worker)
@@ -96,80 +98,31 @@ class _Demo:
 
     async def _play(self) -> DemoResult:
         settings = self._settings
-        async with _limit(START_TIMEOUT, "the clients did not all connect"):
+        async with limited(START_TIMEOUT, "the clients did not all connect"):
             await self._all_connected.wait()
         self._observer.note(f"{len(self._plans)} clients are connected")
         started = time.monotonic()
         self._tell_workers("begin")
         relocations = []
-        async with ManagementClient.connect(self._management) as management:
-            for number in range(settings.relocations):
-                due = started + settings.duration * (number + 1) / (settings.relocations + 1)
-                await asyncio.sleep(due - time.monotonic())
-                async with _limit(RELOCATION_TIMEOUT, "the relocation did not complete"):
-                    relocations.append(await self._relocate(management, number))
+        for number in range(settings.relocations):
+            due = started + settings.duration * (number + 1) / (settings.relocations + 1)
+            await asyncio.sleep(due - time.monotonic())
+            async with limited(RELOCATION_TIMEOUT, "the relocation did not complete"):
+                relocations.append(await self._mover.relocate(number))
         await asyncio.sleep(started + settings.duration - time.monotonic())
         self._tell_workers("stop")
         self._observer.note("the load ends")
-        async with _limit(FINISH_TIMEOUT, "the clients did not finish"):
+        async with limited(FINISH_TIMEOUT, "the clients did not finish"):
             await self._all_reported.wait()
         return DemoResult(
+            technique=settings.technique,
             started=started,
             relocations=tuple(relocations),
             planned_relocations=settings.relocations,
             clients=tuple((plan, self._reports[plan.id]) for plan in self._plans),
         )
 
-    async def _relocate(self, management: ManagementClient, number: int) -> Relocation:
-        hosts = (self._settings.source, self._settings.destination)
-        ends = [f"{host}:{self._port}" for host in hosts]
-        source, destination = ends if number % 2 == 0 else reversed(ends)
-        imminent_at = time.monotonic()
-        preparation = await management.command("imminent", address=destination)
-        if not preparation["ready"]:
-            raise DemoError(f"the server did not get ready to move: {preparation}")
-        ready_at = time.monotonic()
-        self._observer.note(
-            f"ready to move to {destination} after {(ready_at - imminent_at) * 1000:.1f} ms"
-        )
-        switched_at = (await management.command("switch", address=destination))["switched_at"]
-        self._tell_workers("probe")
-        self._observer.note(f"switched to {destination}")
-        completion = await management.command("wait", timeout=RELOCATION_TIMEOUT)
-        if not completion["completed"]:
-            raise DemoError(f"not every client completed its migration: {completion}")
-        completed_at = switched_at + completion["seconds"]
-        self._observer.note(
-            f"all migrations completed {(completed_at - switched_at) * 1000:.1f} ms "
-            "after the switch"
-        )
-        return Relocation(source, destination, imminent_at, ready_at, switched_at, completed_at)
-
     # The processes
-
-    def _write_certificate(self) -> None:
-        certificate, key = self_signed([self._settings.source, self._settings.destination])
-        self._certificate.write_bytes(certificate)
-        self._key.touch(mode=0o600)
-        self._key.write_bytes(key)
-
-    async def _start_server(self) -> Child:
-        settings = self._settings
-        arguments = ["serve", "quicferry.lab.demo.app:app", "--json", "--until-eof"]
-        arguments += ["--bind", f"{settings.source}:{self._port}"]
-        arguments += ["--cert", str(self._certificate), "--key", str(self._key)]
-        arguments += ["--socket", str(self._management)]
-        for address in settings.pool(self._port):
-            arguments += ["--pool", str(address)]
-        if settings.qlog is not None:
-            arguments += ["--qlog", str(settings.qlog)]
-        server = await self._stack.enter_async_context(child("server", "quicferry.cli", arguments))
-        async with _limit(START_TIMEOUT, "the server did not start"):
-            async for message in server.messages():
-                if message["event"] == "listening":
-                    self._observer.note(f"the server listens on {message['address']}")
-                    return server
-        raise await server.unexpected_end()
 
     async def _start_worker(self, plans: tuple[ClientPlan, ...]) -> Child:
         settings = self._settings
@@ -178,12 +131,12 @@ class _Demo:
             child(f"worker with clients {numbers}", "quicferry.lab.demo.worker")
         )
         own = WorkerSettings(
-            server=f"{settings.source}:{self._port}",
-            ca_file=str(self._certificate),
+            server=self._stage.ends(0)[0],
+            ca_file=str(self._stage.certificate),
             clients=plans,
             paths={
-                f"{settings.source}:{self._port}": settings.before,
-                f"{settings.destination}:{self._port}": settings.after,
+                self._stage.ends(0)[0]: settings.before,
+                self._stage.ends(0)[1]: settings.after,
             },
             scheduler=settings.scheduler.value,
             qlog=None if settings.qlog is None else str(settings.qlog),
@@ -194,11 +147,6 @@ class _Demo:
     def _tell_workers(self, command: str) -> None:
         for worker in self._workers:
             worker.say(do=command)
-
-    async def _watch_server(self, server: Child) -> None:
-        async for _ in server.messages():
-            pass  # its events are in the results already
-        raise await server.unexpected_end()
 
     async def _watch_worker(self, worker: Child, plans: tuple[ClientPlan, ...]) -> None:
         async for message in worker.messages():
@@ -238,17 +186,6 @@ async def _while_watched(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def _limit(seconds: float, problem: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DemoError(f"{problem} within {seconds:.0f} s") from None
 
 
 def _free_port(hosts: tuple[str, ...]) -> int:

@@ -29,10 +29,15 @@ class Child:
 
     It has a session of its own, so a Ctrl-C in the terminal reaches the demo only, which then ends
     its children in order. Should the demo be killed, the end of their input ends them.
+
+    Attributes:
+        name: what it is called in errors.
+        listening: of a server, what it said about where it listens.
     """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
+        self.listening: dict[str, Any] = {}
         self._process = process
         self._last_words: deque[str] = deque(maxlen=20)
         self._stderr = asyncio.create_task(self._read_stderr())

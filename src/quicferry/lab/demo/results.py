@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Self
 
-from quicferry.lab.demo.settings import ClientPlan
+from quicferry.lab.demo.settings import ClientPlan, Technique
 
 AFTER_SWITCH = 0.5
 """Seconds after a network switch in which a gap may well have to do with it."""
@@ -122,7 +122,17 @@ class ClientReport:
 
 @dataclass(frozen=True)
 class Relocation:
-    """One relocation of the server; the instants are in seconds of the monotonic clock."""
+    """One relocation of the server; the instants are in seconds of the monotonic clock.
+
+    Attributes:
+        source: where the server was.
+        destination: where it is.
+        imminent_at: when it was told to prepare.
+        ready_at: when it was ready.
+        switched_at: when it was at the destination, and could be heard there.
+        completed_at: when all clients had followed.
+        phases: of a handover, the seconds that each of its phases took.
+    """
 
     source: str
     destination: str
@@ -130,6 +140,7 @@ class Relocation:
     ready_at: float
     switched_at: float
     completed_at: float
+    phases: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +148,14 @@ class DemoResult:
     """Everything that a run of the demo found out.
 
     Attributes:
+        technique: how the server was moved.
         started: when all clients were connected, in seconds of the monotonic clock.
         relocations: those that took place, in order.
         planned_relocations: how many there should have been.
         clients: a plan and a report for each client.
     """
 
+    technique: Technique
     started: float
     relocations: tuple[Relocation, ...]
     planned_relocations: int
@@ -212,18 +225,8 @@ class DemoResult:
         """Return the result as ``quicferry demo --json`` prints it."""
         return {
             "ok": self.ok,
-            "technique": "rebind",
-            "relocations": [
-                {
-                    "from": relocation.source,
-                    "to": relocation.destination,
-                    "imminent_to_ready_ms": _ms(relocation.ready_at - relocation.imminent_at),
-                    "switch_to_all_completed_ms": _ms(
-                        relocation.completed_at - relocation.switched_at
-                    ),
-                }
-                for relocation in self.relocations
-            ],
+            "technique": self.technique.value,
+            "relocations": [_encode_relocation(relocation) for relocation in self.relocations],
             "clients": [self._encode_client(plan, report) for plan, report in self.clients],
             "problems": self.problems,
         }
@@ -248,6 +251,18 @@ class DemoResult:
             "service_time_max_ms": _ms(times[-1] if times else None),
             "status": report.status,
         }
+
+
+def _encode_relocation(relocation: Relocation) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "from": relocation.source,
+        "to": relocation.destination,
+        "imminent_to_ready_ms": _ms(relocation.ready_at - relocation.imminent_at),
+        "switch_to_all_completed_ms": _ms(relocation.completed_at - relocation.switched_at),
+    }
+    if relocation.phases is not None:
+        encoded["phases_ms"] = {name: _ms(seconds) for name, seconds in relocation.phases.items()}
+    return encoded
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,15 @@ LINE_LIMIT = 1 << 28
 MAX_WORKERS = 4
 CLIENTS_PER_WORKER = 8
 """How many clients a worker process carries before the next one is started."""
+
+
+class Technique(enum.Enum):
+    """How the server is moved."""
+
+    HANDOVER = "handover"
+    """Its connections are handed over to another process."""
+    REBIND = "rebind"
+    """The process binds another address."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Settings:
     """What the options of ``quicferry demo`` say.
 
     Attributes:
+        technique: how the server is moved.
         protocol: a protocol's name, or ``"mixed"``.
         policy: of all clients.
         scheduler: of all clients.
@@ -61,6 +72,7 @@ class Settings:
         qlog: directory for traces.
     """
 
+    technique: Technique = Technique.HANDOVER
     protocol: str = MIXED
     policy: Policy = Policy.EAGER
     scheduler: Scheduler = Scheduler.PARALLEL

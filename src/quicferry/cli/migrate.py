@@ -1,0 +1,283 @@
+"""`quicferry migrate`: a running server's connections to another process or host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
+from quicferry.cli.help import Command
+from quicferry.cli.options import PROTOCOL_NAMES, address, common_options, json_option
+from quicferry.protocol import Address, QuicferryError
+from quicferry.relocation import Outcome, Running
+from quicferry.server import ManagementClient, ManagementError
+
+ROLLED_BACK = 1
+GIVEN_UP = 3
+DEFAULT_DRAIN = 5.0
+
+
+class MigrateError(QuicferryError):
+    """The server could not be moved."""
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "quicferry migrate --to 192.0.2.7:4434 --identity identities/alpha.example",
+        "quicferry migrate --from /run/site.sock --to beta.example:4434 --identity /etc/quicferry "
+        "--address 192.0.2.7:443",
+        "quicferry migrate --to 127.0.0.2:4434 --identity alpha --drain 30 --force",
+        "quicferry migrate --to 127.0.0.2:4434 --identity alpha --step   # rehearse it",
+    ),
+    epilog="Exit status: 0 the destination has the connections, 1 it has not and the server goes "
+    "on where it was, 2 wrong usage, 3 nobody could tell in time, and the source has given them "
+    "up.\n\n"
+    'With --json: a line {"event": "StepBegun" or "StepEnded", "step", "seconds"} as it happens, '
+    'and at the end the report: {"technique", "outcome", "source", "destination", "phases", '
+    '"failed_phase", "reason", "connections", "closed", "rejected", "silence", "bytes", '
+    '"followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
+)
+@click.option(
+    "--from",
+    "socket",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="The server's management socket. Not needed when only one server runs.",
+)
+@click.option(
+    "--to",
+    "agent",
+    metavar="HOST:PORT",
+    required=True,
+    help="Where `quicferry agent run` listens on the destination.",
+)
+@click.option(
+    "--identity",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Directory with this host's certificate.pem, key.pem and peers.pem or ca.pem: see "
+    "`quicferry agent init`.",
+)
+@click.option(
+    "--address",
+    type=address,
+    metavar="HOST:PORT",
+    help="Where the server goes, as clients reach it.  [default: the host of --to, and the port "
+    "that the server has now]",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice([AUTO, *PROTOCOL_NAMES]),
+    default=AUTO,
+    show_default=True,
+    help="Migration protocol; auto takes the best one that each client has agreed to.",
+)
+@click.option(
+    "--deadline",
+    type=SECONDS,
+    default=DEFAULT_DEADLINE,
+    show_default=True,
+    help="Seconds that the connections have to get ready.",
+)
+@click.option(
+    "--unready",
+    type=click.Choice(["abort", "leave"]),
+    default="abort",
+    show_default=True,
+    help="What to do when connections are not ready: not to move, or to move without them.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0, max=3600),
+    default=DEFAULT_DRAIN,
+    show_default=True,
+    help="Seconds that running requests have to come to their end.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Reset the requests that are still running then, instead of not moving.",
+)
+@click.option(
+    "--timeout",
+    "limit",
+    type=SECONDS,
+    default=DEFAULT_WAIT,
+    show_default=True,
+    help="Seconds to wait for the clients to follow, for the report.",
+)
+@click.option(
+    "--step",
+    is_flag=True,
+    help="Wait for Enter before each step: to watch, or to rehearse failures.",
+)
+@json_option
+@common_options
+def migrate(
+    *,
+    socket: Path | None,
+    agent: str,
+    identity: Path,
+    address: Address | None,
+    force: bool,
+    step: bool,
+    limit: float,
+    as_json: bool,
+    qlog: Path | None,
+    **fields: Any,
+) -> None:
+    """Hand a server's connections over to another process or host; its clients stay connected.
+
+    The server was started with `quicferry serve`, or adopted by an agent before. At the destination
+    `quicferry agent run` waits with the same application. Until the destination has all
+    connections, any failure leaves the server and its clients as they were; Ctrl-C is one. After
+    it the server ends here.
+    """
+    running = Running.RESET if force else Running.ABANDON
+    fields.update(
+        agent=agent,
+        identity=str(identity.absolute()),
+        address=None if address is None else str(address),
+        running=running.value,
+        timeout=limit,
+        pace="step-by-step" if step else "at-once",
+    )
+    report = asyncio.run(_migrate(socket or find_socket(), fields, _Teller(as_json)))
+    sys.exit(_EXIT_STATUS[Outcome(report["outcome"])])
+
+
+_EXIT_STATUS = {
+    Outcome.COMMITTED: 0,
+    Outcome.ROLLED_BACK: ROLLED_BACK,
+    Outcome.GIVEN_UP: GIVEN_UP,
+}
+
+
+class _Teller:
+    """Tells how it goes: as JSON lines on stdout, or in words on stderr."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Tell of the beginning or the end of a step."""
+        if self._as_json:
+            click.echo(json.dumps(event))
+        elif event["event"] == "StepEnded":
+            click.echo(f"{event['step']:<9} {event['seconds'] * 1000:9.1f} ms", err=True)
+
+    def waits(self) -> None:
+        """Tell that the next step waits for Enter."""
+        click.echo("the next step waits: press Enter, or Ctrl-C to go back", err=True)
+
+    def report(self, report: dict[str, Any]) -> None:
+        """Tell what has become of it."""
+        if self._as_json:
+            click.echo(json.dumps(report))
+        else:
+            for line in _describe(report):
+                click.echo(line, err=report["outcome"] != Outcome.COMMITTED.value)
+
+
+async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dict[str, Any]:
+    async with ManagementClient.connect(socket) as management:
+        if fields["address"] is None:
+            status = await management.command("status")
+            fields["address"] = _default_address(fields["agent"], status["address"])
+        events = await management.events()
+        asked = asyncio.create_task(management.command("handover", **fields))
+        helpers = [asyncio.create_task(_tell(events, teller))]
+        if fields["pace"] == "step-by-step":
+            helpers.append(asyncio.create_task(_step(management, teller)))
+        loop = asyncio.get_running_loop()
+        aborting: list[asyncio.Task[None]] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(
+                number,
+                lambda: aborting.append(asyncio.create_task(_abort(management))),
+            )
+        try:
+            report = await asked
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            for task in helpers:
+                task.cancel()
+            await asyncio.gather(*helpers, *aborting, return_exceptions=True)
+    teller.report(report)
+    return report
+
+
+async def _tell(events: Any, teller: _Teller) -> None:
+    async for event in events:
+        if event["event"] in ("StepBegun", "StepEnded"):
+            teller.event({key: event[key] for key in event if key != "connection"})
+
+
+async def _step(management: ManagementClient, teller: _Teller) -> None:
+    """Let each step begin when Enter is pressed."""
+    lines = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    teller.waits()
+    while await lines.readline():
+        with suppress(ManagementError):  # none waits at present
+            await management.command("proceed")
+    await _abort(management)
+
+
+async def _abort(management: ManagementClient) -> None:
+    try:
+        await management.command("abort")
+    except ManagementError as exc:
+        click.echo(str(exc), err=True)
+
+
+def _default_address(agent: str, current: str) -> str:
+    """Return the server's port at the agent's host."""
+    host = agent.rpartition(":")[0].strip("[]")
+    port = current.rpartition(":")[2]
+    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return str(Address.parse(text))
+    except ValueError as exc:
+        raise MigrateError(
+            f"{host!r} is no IP address, so give the one that clients reach: --address HOST:{port}"
+        ) from exc
+
+
+def _describe(report: dict[str, Any]) -> list[str]:
+    where = f"from {report['source']} to {report['destination']}"
+    if report["outcome"] == Outcome.ROLLED_BACK.value:
+        phase = report["failed_phase"] or "offer"
+        return [
+            f"not moved: {report['reason']} (in {phase})",
+            f"the server and its clients go on at {report['source']}",
+        ]
+    if report["outcome"] == Outcome.GIVEN_UP.value:
+        return [
+            f"nobody knows: {report['reason']}",
+            f"{len(report['closed'])} connections were given up at {report['source']}; they live "
+            f"at {report['destination']} if the agent there has got the last word",
+        ]
+    lines = [
+        f"moved {where}: {len(report['connections'])} connections, {report['bytes']} bytes",
+        f"silent for {report['silence'] * 1000:.1f} ms",
+    ]
+    if report["closed"]:
+        lines.append(f"{len(report['closed'])} connections could not migrate and were closed")
+    lines += [f"reset: {request}" for request in report["rejected"]]
+    if report["followed"]:
+        lines.append("all clients have followed")
+    else:
+        lines.append(f"{len(report['pending'])} clients have not been heard of yet")
+    lines += [f"lost: {name}" for name in report["lost"]]
+    return lines

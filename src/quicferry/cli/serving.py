@@ -1,0 +1,266 @@
+"""What `quicferry serve` and `quicferry agent run` have in common: how an application is served."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from quicferry.cli.events import describe_event
+from quicferry.cli.options import (
+    common_options,
+    json_option,
+    open_secrets_log,
+    pool_address,
+    protocols_option,
+    qlog_logger,
+)
+from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
+from quicferry.server import (
+    ApplicationError,
+    ConfigurationError,
+    PhaseChanged,
+    RelocationEvent,
+    Server,
+    self_signed,
+)
+from quicferry.server.commands import describe_event as encode_event
+from quicferry.transport import Configuration
+
+logger = logging.getLogger("quicferry.cli")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEFAULT_LINGER = 1.0
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the options say about how an application is served.
+
+    Attributes:
+        application: Its name, ``module:attribute``.
+        certificate: A file; None for one that is made.
+        key: A file; None if there is no certificate.
+        socket: The path of the management socket; None for the default.
+        migration: The choices about server migration; None where it is off.
+        retry: Whether clients have to prove their address.
+        linger: Seconds for which a former address is listened at.
+        until_eof: Whether the end of the input ends the program.
+        qlog: A directory for traces.
+    """
+
+    application: str
+    certificate: Path | None
+    key: Path | None
+    socket: Path | None
+    migration: ServerMigration | None
+    retry: bool
+    linger: float
+    until_eof: bool
+    qlog: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        protocols: MigrationProtocol | None,
+        pool: tuple[MigrationAddress, ...],
+        **options: Any,
+    ) -> Serving:
+        """Return what the parameters of a command with `serving_options` say."""
+        if (options["certificate"] is None) != (options["key"] is None):
+            raise click.UsageError("--cert and --key belong together: give both or none")
+        return cls(migration=_migration(protocols, pool), **options)
+
+
+def serving_options(command: Command) -> Command:
+    """Add the options that `Serving.of` reads."""
+    options: list[Callable[[Command], Command]] = [
+        click.option(
+            "--cert",
+            "certificate",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Certificate chain for clients, PEM. Without it a self-signed one is made.",
+        ),
+        click.option(
+            "--key",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Private key of the certificate, PEM.",
+        ),
+        click.option(
+            "--socket",
+            type=click.Path(path_type=Path),
+            help="Path of the management socket. By default one named after the process.",
+        ),
+        protocols_option,
+        click.option(
+            "--pool",
+            multiple=True,
+            type=pool_address,
+            metavar="ADDR[,ADDR]",
+            help="An address where the server may come up later (Pool of Addresses); can be "
+            "repeated.",
+        ),
+        click.option(
+            "--retry",
+            is_flag=True,
+            help="Validate client addresses with a Retry packet (RFC 9000 8.1.2).",
+        ),
+        click.option(
+            "--linger",
+            type=click.FloatRange(min=0),
+            default=DEFAULT_LINGER,
+            show_default=True,
+            help="Seconds to go on receiving at an address after moving away from it.",
+        ),
+        click.option(
+            "--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends."
+        ),
+        json_option,
+        common_options,
+    ]
+    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def load_application(name: str) -> Any:
+    """Return the application called ``module:attribute``, from the current directory or installed.
+
+    Raises:
+        ApplicationError: There is no such module or attribute, or it cannot be called.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise click.UsageError(f"APP must be module:attribute, for example app:app, not {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        application: Any = importlib.import_module(module_name)
+    except Exception as exc:
+        logger.debug("importing %s", module_name, exc_info=exc)
+        raise ApplicationError(
+            f"cannot import {module_name}: {type(exc).__name__}: {exc}; run this where the module "
+            "can be imported (--log-level debug shows more)"
+        ) from exc
+    for part in attribute.split("."):
+        application = getattr(application, part, None)
+    if not callable(application):
+        raise ApplicationError(f"{module_name} has no ASGI application called {attribute}")
+    return application
+
+
+def make_configuration(serving: Serving, host: str, stack: ExitStack) -> tuple[Configuration, Path]:
+    """Return the configuration of a server, and where its certificate is.
+
+    Args:
+        serving: What the options say.
+        host: A name for the certificate, where one has to be made.
+        stack: Removes at its end what is made.
+    """
+    certificate, key = serving.certificate, serving.key
+    if certificate is None or key is None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quicferry-")))
+        certificate, key = _make_certificate(host, folder)
+        click.echo(
+            "warning: no certificate was given, so a self-signed one was made; "
+            f"clients must trust it (--ca {certificate}) or trust anyone (--insecure)",
+            err=True,
+        )
+    configuration = Configuration(
+        is_client=False,
+        alpn_protocols=["h3"],
+        server_migration=serving.migration,
+        quic_logger=qlog_logger(serving.qlog),
+        secrets_log_file=open_secrets_log(),
+    )
+    try:
+        configuration.load_cert_chain(certificate, key)
+    except ValueError as exc:
+        raise ConfigurationError(f"cannot use {certificate} and {key}: {exc}") from exc
+    return configuration, certificate
+
+
+Say = Callable[[dict[str, Any], str], None]
+"""Tells about something: as an object for programs, and in words for people."""
+
+
+def say_json(event: dict[str, Any], text: str) -> None:
+    """Tell programs."""
+    click.echo(json.dumps(event))
+
+
+def say_text(event: dict[str, Any], text: str) -> None:
+    """Tell people."""
+    if text:
+        click.echo(text, err=True)
+
+
+@contextmanager
+def stop_requests(serving: Serving) -> Iterator[asyncio.Event]:
+    """Provide an event that is set by a signal, or by the end of the input if that counts."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stopped.set)
+    if serving.until_eof:
+        loop.add_reader(sys.stdin, _watch_input, stopped)
+    try:
+        yield stopped
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def report_events(server: Server, say: Say) -> None:
+    """Tell what happens to a server, until it is closed."""
+    async for happened in server.events():
+        text = ""
+        match happened.event:
+            case PhaseChanged(phase):
+                text = f"{phase.value} at {server.address}"
+            case RelocationEvent():
+                pass  # whoever moves the server says it
+            case event:
+                logger.info("%s: %s", happened.connection_id, describe_event(event))
+        say(encode_event(happened), text)
+
+
+def _watch_input(stopped: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        stopped.set()
+
+
+def _migration(
+    protocols: MigrationProtocol | None, pool: tuple[MigrationAddress, ...]
+) -> ServerMigration | None:
+    if protocols is None:
+        if pool:
+            raise click.UsageError("--pool is of no use when --protocols none switches it off")
+        return None
+    try:
+        return ServerMigration(protocols=protocols, pool=pool)
+    except ValueError as exc:
+        raise click.UsageError(f"--pool: {exc}") from exc
+
+
+def _make_certificate(host: str, folder: Path) -> tuple[Path, Path]:
+    certificate, key = self_signed([host, "localhost"])
+    certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
+    certificate_path.write_bytes(certificate)
+    key_path.touch(mode=0o600)
+    key_path.write_bytes(key)
+    return certificate_path, key_path

@@ -1,0 +1,31 @@
+"""Moving a running server, with its connections, to another process or host."""
+
+from .agent import Adopted, Agent, AgentEvent, Discarded, Offered, Released
+from .errors import ChannelError, HandoverError, IdentityError
+from .handover import Handover, HandoverPlan, Running
+from .identity import Identity, make_identities
+from .management import HandoverCommands
+from .report import Outcome, RelocationReport, Step, StepBegun, StepEnded
+
+__all__ = [
+    "Adopted",
+    "Agent",
+    "AgentEvent",
+    "ChannelError",
+    "Discarded",
+    "Handover",
+    "HandoverCommands",
+    "HandoverError",
+    "HandoverPlan",
+    "Identity",
+    "IdentityError",
+    "Offered",
+    "Outcome",
+    "Released",
+    "RelocationReport",
+    "Running",
+    "Step",
+    "StepBegun",
+    "StepEnded",
+    "make_identities",
+]

@@ -1,0 +1,292 @@
+"""What the two ends of a handover tell each other.
+
+The source offers, carries and commits; the destination answers. Every message names the handover
+that it belongs to. On the wire it is one byte for the kind, and a MessagePack array of the fields
+in order, whose types and bounds are checked before anything is made of them. What holds secrets or
+data has no `repr` of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from quicferry.transport import MAX_SNAPSHOT_SIZE, NetworkAddress, SnapshotError
+from quicferry.transport.snapshot_format import Within, pack, unpack
+from quicferry.transport.snapshot_records import AddressState
+
+from .errors import MessageError
+
+MAX_MESSAGE_SIZE = 65 << 20
+"""In bytes."""
+MAX_TEXT = 1024
+"""In characters."""
+HANDOVER_ID_SIZE = 16
+"""In bytes, at random."""
+
+HandoverId = Annotated[bytes, Within(HANDOVER_ID_SIZE, HANDOVER_ID_SIZE)]
+Count = Annotated[int, Within(0, 1 << 20)]
+Text = Annotated[str, Within(0, MAX_TEXT)]
+Name = Annotated[str, Within(1, 255)]
+Names = Annotated[tuple[Name, ...], Within(0, 1 << 20)]
+Data = Annotated[bytes, Within(0, MAX_SNAPSHOT_SIZE)]
+
+
+@dataclass(frozen=True)
+class Message:
+    """The base of all messages.
+
+    Attributes:
+        handover: The handover that it belongs to.
+    """
+
+    handover: HandoverId
+
+
+# From the source to the destination
+
+
+@dataclass(frozen=True)
+class Offer(Message):
+    """Can you take this server?
+
+    Attributes:
+        quicferry_version: That of the source.
+        snapshot_version: The format of its connection snapshots.
+        application: What runs on it, as its user named it.
+        address: Where it is to go: ``host:port``.
+        connections: How many connections it has now.
+        has_state: Whether the application carries state along.
+        negotiable: The mask of the migration protocols that it offers to clients.
+        connection_id_length: Of its connection IDs, in bytes.
+    """
+
+    quicferry_version: Name
+    snapshot_version: Annotated[int, Within(0, 0xFFFF)]
+    application: Text
+    address: Name
+    connections: Count
+    has_state: bool
+    negotiable: Annotated[int, Within(0, 0xFF)]
+    connection_id_length: Annotated[int, Within(0, 20)]
+
+
+@dataclass(frozen=True)
+class Carry(Message):
+    """One frozen connection. It holds secrets.
+
+    Attributes:
+        connection_id: Its stable id.
+        connection: Its snapshot, as `quicferry.transport.freeze` returned it.
+        protocol: What the application protocol knows of it.
+    """
+
+    connection_id: Name
+    connection: Data = field(repr=False)
+    protocol: Data = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CarryState(Message):
+    """The state of the application.
+
+    Attributes:
+        data: As it was exported.
+    """
+
+    data: Data = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Carried(Message):
+    """All is sent.
+
+    Attributes:
+        connections: How many connections were.
+    """
+
+    connections: Count
+
+
+@dataclass(frozen=True)
+class Commit(Message):
+    """The connections are yours."""
+
+
+@dataclass(frozen=True)
+class Abort(Message):
+    """Forget the connections, the source keeps them.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: Text
+
+
+@dataclass(frozen=True)
+class Ask(Message):
+    """Whose are the connections? The answer is `Held`, `Committed` or `NoCopy`."""
+
+
+@dataclass(frozen=True)
+class Settled(Message):
+    """The source knows that the connections are yours, and has let them go."""
+
+
+@dataclass(frozen=True)
+class Forward(Message):
+    """A datagram that came to the source for a connection that has left it.
+
+    Attributes:
+        data: The datagram.
+        address: Where it came from.
+    """
+
+    data: Annotated[bytes, Within(0, 0xFFFF)] = field(repr=False)
+    address: AddressState
+
+    @classmethod
+    def of(cls, handover: bytes, data: bytes, address: NetworkAddress) -> Self:
+        """Return the message for a datagram from a socket's address."""
+        host, port, flow, scope = (*address, None, None)[:4]
+        return cls(handover, data, AddressState(host, port, flow, scope))
+
+
+# From the destination to the source
+
+
+@dataclass(frozen=True)
+class Accepted(Message):
+    """The destination can take the server.
+
+    Attributes:
+        address: Where it listens for the clients: ``host:port``.
+    """
+
+    address: Name
+
+
+@dataclass(frozen=True)
+class Refused(Message):
+    """The destination has no copy of the connections, and never will.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: Text
+
+
+@dataclass(frozen=True)
+class Received(Message):
+    """All has arrived."""
+
+
+@dataclass(frozen=True)
+class Thawed(Message):
+    """The copies exist, and are silent."""
+
+
+@dataclass(frozen=True)
+class Switched(Message):
+    """The copies are at the new address, and silent."""
+
+
+@dataclass(frozen=True)
+class Committed(Message):
+    """The destination owns the connections, and they live."""
+
+
+@dataclass(frozen=True)
+class Held(Message):
+    """The destination has silent copies, and waits for `Commit`."""
+
+
+@dataclass(frozen=True)
+class NoCopy(Message):
+    """The destination has no copy of the connections, and never will."""
+
+
+@dataclass(frozen=True)
+class Followed(Message):
+    """How the clients have followed.
+
+    Attributes:
+        seconds: Since the destination came to own them.
+        completed: How many clients have followed.
+        pending: The connections whose clients have not.
+        lost: The connections that ended before.
+    """
+
+    seconds: Annotated[float, Within(0, 1e9)]
+    completed: Count
+    pending: Names
+    lost: Names
+
+
+KINDS: dict[int, type[Message]] = {
+    0x01: Offer,
+    0x02: Carry,
+    0x03: CarryState,
+    0x04: Carried,
+    0x05: Commit,
+    0x06: Abort,
+    0x07: Ask,
+    0x08: Settled,
+    0x09: Forward,
+    0x81: Accepted,
+    0x82: Refused,
+    0x83: Received,
+    0x84: Thawed,
+    0x85: Switched,
+    0x86: Committed,
+    0x87: Held,
+    0x88: NoCopy,
+    0x89: Followed,
+}
+"""The first byte of a message; the upper half is the destination's."""
+
+_NUMBERS = {kind: number for number, kind in KINDS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """Return the wire form of a message.
+
+    Raises:
+        MessageError: If it is out of bounds.
+    """
+    data = bytes([_NUMBERS[type(message)]]) + pack(message)
+    decode(data)  # the other end would refuse it
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Return the message that `data` is the wire form of.
+
+    Raises:
+        MessageError: If it is none.
+    """
+    if len(data) > MAX_MESSAGE_SIZE:
+        raise MessageError(
+            f"a message takes at most {MAX_MESSAGE_SIZE} bytes, and this one {len(data)}; "
+            "move the server when less is waiting to be sent or read"
+        )
+    kind = KINDS.get(data[0]) if data else None
+    if kind is None:
+        raise MessageError("this is no message of a handover; run the same quicferry on both hosts")
+    problem = ""
+    try:
+        return unpack(memoryview(data)[1:], kind)
+    except SnapshotError as exc:
+        problem = str(exc)
+    raise MessageError(
+        f"a message of the kind {kind.__name__} cannot be used: {problem}; "
+        "run the same quicferry on both hosts"
+    )
+
+
+def shorten(reason: str) -> str:
+    """Return a text that fits into a message."""
+    text = reason.encode(errors="replace").decode()  # names of files may hold what UTF-8 has not
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

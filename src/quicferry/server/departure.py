@@ -1,0 +1,232 @@
+"""The source's side of a handover: a server lets its connections go.
+
+A `Departure` begins when the server is ready to be moved (`Server.imminent`) and takes these steps:
+
+    departure = server.departure()
+    await departure.drain(10)              # requests come to their end; new ones wait
+    state = await departure.export()       # what the application carries along
+    frozen = list(departure.freeze())      # the connections are silent from here on
+    departure.depart(forward)              # another server has them; or
+    departure.resume()                     # they go on here, as if nothing had happened
+
+Nothing leaves this server between `freeze` and `resume`; after `depart` nothing ever does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward
+from quicferry.protocol import Address, MigrationProtocol, ServerMigration
+from quicferry.transport import SnapshotError, freeze, resume_after_freeze, unread_events
+
+from .application import Application
+from .asgi import AsgiProtocol
+from .draining import Admission, RunningRequest
+from .errors import RelocationError, RelocationErrorCode
+from .relocator import Relocator
+
+DEPARTED = "handed over to another server"
+LOST = "the handover was not settled in time"
+
+
+@dataclass(frozen=True)
+class FrozenConnection:
+    """A connection on its way to another server. It holds secrets.
+
+    Attributes:
+        connection_id: Its stable id.
+        snapshot: The QUIC connection, as `quicferry.transport.freeze` returned it.
+        state: What the application protocol knows of it.
+    """
+
+    connection_id: str
+    snapshot: bytes = field(repr=False)
+    state: bytes = field(repr=False)
+
+
+class Departure:
+    """Connections that leave a server; made by `Server.departure`.
+
+    Args:
+        relocator: Of the server.
+        router: Of the server.
+        application: Of the server.
+    """
+
+    def __init__(
+        self, relocator: Relocator, router: ConnectionRouter, application: Application | None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._relocator = relocator
+        self._router = router
+        self._application = application
+        self._frozen: dict[str, ConnectionProtocol] = {}
+
+    def check_destination(self, address: Address) -> None:
+        """Check that the clients will find the server at `address`.
+
+        Raises:
+            RelocationError: INVALID_ADDRESS if they will not.
+        """
+        self._relocator.check_destination(address)
+
+    # What the other server has to be able to do
+
+    @property
+    def negotiable(self) -> MigrationProtocol:
+        """The migration protocols that clients are offered here."""
+        options = getattr(self._router.configuration, "server_migration", None)
+        none = MigrationProtocol(0)
+        return options.protocols if isinstance(options, ServerMigration) else none
+
+    @property
+    def connection_id_length(self) -> int:
+        """The length of connection IDs, in bytes."""
+        return self._router.configuration.connection_id_length
+
+    # Before the freeze
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the application carries state of its own."""
+        return self._application is not None and self._application.has_hooks
+
+    def running_requests(self) -> tuple[RunningRequest, ...]:
+        """Return the requests that the application is working on."""
+        return tuple(
+            request for protocol in self._served() for request in protocol.running_requests()
+        )
+
+    async def drain(self, limit: float) -> None:
+        """Wait until no request is running.
+
+        Those that run now are waited for while others are served, if they are complete. In the end
+        new ones wait; they are carried along, or served when the connections are resumed.
+
+        Args:
+            limit: Seconds to wait at most.
+
+        Raises:
+            RelocationError: REQUESTS_RUNNING, with their names, if some still are.
+        """
+        served = self._served()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                self._admit(Admission.COMPLETE)
+                await asyncio.gather(*(protocol.wait_running() for protocol in served))
+                self._admit(Admission.NONE)
+                await asyncio.gather(*(protocol.wait_idle() for protocol in served))
+        self._admit(Admission.NONE)
+        running = self.running_requests()
+        if running:
+            names = ", ".join(str(request) for request in running[:_MOST_NAMED])
+            more = f" and {len(running) - _MOST_NAMED} more" if len(running) > _MOST_NAMED else ""
+            raise RelocationError(
+                RelocationErrorCode.REQUESTS_RUNNING,
+                f"still running: {names}{more}; give them more time to finish, or reset them",
+            )
+
+    def reject_requests(self) -> tuple[RunningRequest, ...]:
+        """Reset the requests that are running, and return them."""
+        running = self.running_requests()
+        for protocol in self._served():
+            protocol.reject_requests()
+        return running
+
+    async def export(self) -> bytes | None:
+        """Return the application's state; None if it has none to carry.
+
+        Raises:
+            ApplicationError: If the application fails at it.
+        """
+        return None if self._application is None else await self._application.export()
+
+    # The freeze, and its end
+
+    def freeze(self) -> Iterator[FrozenConnection]:
+        """Freeze the connections that are ready, one after the other.
+
+        Raises:
+            RelocationError: If the server is not prepared, or a connection cannot be frozen. What
+                is frozen by then waits for `resume`.
+        """
+        for name, protocol in self._relocator.freeze().items():
+            connection = protocol.connection
+            protocol.settle()
+            unread_events(connection, protocol.withheld_events())
+            try:
+                snapshot = freeze(connection, now=self._loop.time())
+                self._frozen[name] = protocol
+                frozen = FrozenConnection(name, snapshot, protocol.export_state())
+            except SnapshotError as exc:
+                raise RelocationError(
+                    RelocationErrorCode.CANNOT_FREEZE, f"connection {name}: {exc}"
+                ) from exc
+            protocol.settle()  # its timer is off
+            yield frozen
+
+    def resume(self) -> None:
+        """Let everything go on here, because no other server ever will have the connections."""
+        for protocol in self._thawed():
+            resume_after_freeze(protocol.connection, now=self._loop.time())
+            protocol.replay_held()
+        self._relocator.resume()
+        self._admit(Admission.ALL)
+
+    def depart(self, forward: Forward) -> tuple[str, ...]:
+        """Let the connections go, because another server owns them now.
+
+        Args:
+            forward: Takes the datagrams that arrived since the freeze, and those that still do.
+
+        Returns:
+            The ids of the connections that could not come along, and are closed.
+        """
+        self._frozen.clear()
+        return self._relocator.depart(forward, DEPARTED)
+
+    def call_off(self) -> None:
+        """Go on as if no handover had been planned; nothing was frozen yet."""
+        if self._relocator.sync.is_prepared:
+            self._relocator.abort()
+        self._admit(Admission.ALL)
+
+    def drop(self) -> tuple[str, ...]:
+        """Give the frozen connections up, because nobody knows who owns them.
+
+        They stay silent for good; the server goes on without them.
+
+        Returns:
+            Their ids.
+        """
+        names = tuple(self._frozen)
+        for protocol in self._thawed():
+            protocol.depart(_drop, LOST)
+            self._router.forget(protocol)
+        self._relocator.resume()
+        self._admit(Admission.ALL)
+        return names
+
+    def _thawed(self) -> list[ConnectionProtocol]:
+        protocols = list(self._frozen.values())
+        self._frozen.clear()
+        return protocols
+
+    def _admit(self, admission: Admission) -> None:
+        for protocol in self._served():
+            protocol.admit_requests(admission)
+
+    def _served(self) -> list[AsgiProtocol]:
+        connections = self._relocator.connections().values()
+        return [protocol for protocol in connections if isinstance(protocol, AsgiProtocol)]
+
+
+_MOST_NAMED = 10
+
+
+def _drop(data: bytes, addr: object) -> None:
+    """Forward a datagram to nobody."""

@@ -1,0 +1,690 @@
+"""A handover on the simulated network, with real connections, and everything that can go wrong.
+
+A `World` has a source, the one of a `Pair`, and one instance of a destination after the other. Both
+are processes that do one thing at a time: take an input, or carry out one action. Before each of
+these steps a fault may strike, and before each message arrives. The channel between them does whatever a link may do, and more: a
+message may be lost, late, or come again, also after the link that it was sent on is gone; but never
+at another instance than that it was sent to.
+
+Checked all the time: nobody sends while or after somebody else does. (That no packet number is used
+twice with a key is checked by the simulation's observer.)
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from aioquic.quic.events import ConnectionIdIssued
+from simulated_pair import AWAY, HOME, Pair
+
+from quicferry.lab.simulation import Datagram, InvariantError, Responder, ServerEndpoint, ServerHost
+from quicferry.lab.simulation.errors import SimulationError
+from quicferry.relocation import destination, source
+from quicferry.relocation.destination import HOLD, DestinationMachine
+from quicferry.relocation.errors import HandoverError
+from quicferry.relocation.history import History
+from quicferry.relocation.messages import (
+    Carried,
+    Carry,
+    CarryState,
+    Message,
+    Offer,
+    decode,
+    encode,
+)
+from quicferry.relocation.source import LEASE, SourceMachine
+from quicferry.transport import (
+    Connection,
+    activate,
+    commit,
+    freeze,
+    resume_after_freeze,
+    thaw,
+)
+
+STEP = 0.0002
+"""Seconds that a step takes."""
+DELAY = 0.004
+"""Seconds that a message takes."""
+SOON, UNNOTICED = 0.01, 5.0
+"""Seconds until an end of a link notices that it is lost: with a sign of it, or without."""
+RECONNECT_AFTER = RESTART_AFTER = 0.25
+LATE = 1.0
+"""Seconds that messages take which get through although their link is lost."""
+PATIENCE = 10.0
+"""Seconds that the source waits for the destination before it freezes anything."""
+PAUSE = 2.0
+LONG = LEASE + 10
+"""Seconds: longer than any lease."""
+
+Actions = list[source.Do | Message] | list[destination.Do | Message]
+
+
+class Fault(enum.Enum):
+    """What can strike before a step."""
+
+    CRASH_SOURCE = enum.auto()
+    CRASH_DESTINATION = enum.auto()
+    """Its host is gone; nobody answers any more."""
+    RESTART_DESTINATION = enum.auto()
+    """Another instance answers soon."""
+    FAIL_DESTINATION = enum.auto()
+    """It gives up by itself."""
+    ABORT = enum.auto()
+    """The orchestrator wants it back, or is gone and its end says so."""
+    ORCHESTRATOR_GONE = enum.auto()
+    """It will not say go."""
+    LOSE_LINK = enum.auto()
+    LOSE_LINK_LATE = enum.auto()
+    """What is under way still arrives, later."""
+    LOSE_LINK_AT_SOURCE = enum.auto()
+    """The destination does not notice."""
+    LOSE_LINK_AT_DESTINATION = enum.auto()
+    """The source notices late."""
+    CUT = enum.auto()
+    """There is no other link for longer than the lease."""
+    PAUSE_SOURCE = enum.auto()
+    PAUSE_DESTINATION = enum.auto()
+    STOP_SOURCE = enum.auto()
+    """Like a pause, but longer than the lease."""
+    STOP_DESTINATION = enum.auto()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes wrong.
+
+    Attributes:
+        faults: By the number of the step that they strike before.
+        fates: Seconds that a message is late, by its number; None: it never arrives.
+        echoes: After so many seconds each message comes again.
+        later: Faults that strike at a time: so many seconds after the beginning.
+    """
+
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    fates: Mapping[int, float | None] = field(default_factory=dict)
+    echoes: tuple[float, ...] = ()
+    later: tuple[tuple[float, Fault], ...] = ()
+
+
+class Process:
+    """Does one thing at a time, unless it is dead or stopped."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.alive = True
+        self._stopped = False
+        self._pumping = False
+        self._tasks: deque[Callable[[], None]] = deque()
+
+    def hosts(self) -> list[ServerHost]:
+        """The servers that run in it."""
+        raise NotImplementedError
+
+    def receive(self, message: Message, link: Link) -> None:
+        """A message has arrived."""
+        raise NotImplementedError
+
+    def lost(self, link: Link) -> None:
+        """A link was lost."""
+        raise NotImplementedError
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Do something when all else is done."""
+        self._tasks.append(task)
+        self._pump_soon()
+
+    def do_first(self, tasks: list[Callable[[], None]]) -> None:
+        """Do something before anything else."""
+        self._tasks.extendleft(reversed(tasks))
+        self._pump_soon()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self._tasks
+
+    def die(self) -> None:
+        self.alive = False
+        self._silence()
+
+    def stop(self, duration: float) -> None:
+        """Do nothing for a while: not even notice that time goes by."""
+        if not self.alive or self._stopped:
+            return
+        self._stopped = True
+        self._silence()
+        self.world.network.call_later(duration, self.go_on)
+
+    def _silence(self) -> None:
+        for host in self.hosts():
+            host.frozen = True
+            self.world.network.detach(host.address)
+
+    def go_on(self) -> None:
+        """Do no longer nothing."""
+        if self._stopped and self.alive:
+            self._stopped = False
+            self._pump_soon()
+            for host in self.hosts():
+                host.frozen = False
+                self.world.network.attach(host.address, host.receive)
+                for endpoint in host.endpoints:
+                    endpoint.flush()
+
+    def _pump_soon(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self.world.network.call_later(STEP, self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self._may_run():
+            self.world.before_step()
+        if self._may_run():
+            self._tasks.popleft()()
+            self._pump_soon()
+
+    def _may_run(self) -> bool:
+        return self.alive and not self._stopped and bool(self._tasks)
+
+
+class Link:
+    """A connection between the source and one instance of the destination."""
+
+    def __init__(self, world: World, agent: Agent) -> None:
+        self.agent = agent
+        self.is_lost = False
+        self.is_late = False
+        self._world = world
+
+    def lose(self, *, source: float = SOON, agent: float = SOON) -> None:
+        """Break; the two ends notice after so many seconds."""
+        if not self.is_lost:
+            self.is_lost = True
+            for process, delay in ((self._world.source, source), (self.agent, agent)):
+                self._world.network.call_later(delay, partial(self.tell, process))
+
+    def tell(self, process: Process) -> None:
+        """Let one end notice that this link is lost."""
+        process.post(partial(process.lost, self))
+
+
+class Source(Process):
+    """The source: the server of the pair."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, "source")
+        self.endpoint = world.it.server
+        self.machine = SourceMachine(bytes(16))
+        self.link: Link | None = None
+        self.deadline: float | None = None
+        self.is_silent = False
+        """From the freeze on, until it goes on."""
+        self.frozen_at = self.silence = 0.0
+        self.sent_at = 0.0
+
+    def hosts(self) -> list[ServerHost]:
+        return [self.world.it.host]
+
+    def begin(self, handover: bytes) -> None:
+        """Begin a handover, with a link of its own."""
+        if self.link is not None:
+            self.link.lose(agent=0.0)
+        self.machine = SourceMachine(handover)
+        self.deadline = None
+        self.link = self.world.connect()
+        lose_patience = partial(self._lose_patience, self.machine)
+        self.world.network.call_later(PATIENCE, lambda: self.post(lose_patience))
+        self.send(Offer(handover, "0", 1, "test", "192.0.2.1:4433", 1, True, 1, 8))
+
+    def send(self, message: Message) -> None:
+        if self.link is not None:
+            self.world.send(self.link, self.link.agent, message)
+
+    def receive(self, message: Message, link: Link) -> None:
+        machine = self.machine
+        self._take(machine, lambda: machine.receive(message))
+
+    def lost(self, link: Link) -> None:
+        if link is self.link:
+            self.link, machine = None, self.machine
+            self._take(machine, lambda: machine.link_lost("the link is lost"))
+            if machine.state is source.State.BACK:
+                self._reconnect_soon(machine)
+
+    def abort(self) -> None:
+        machine = self.machine
+        self.world.aborted_in_time = machine.may_abort
+        self._take(machine, lambda: machine.abort("abort"))
+
+    def _lose_patience(self, machine: SourceMachine) -> None:
+        if machine.state in (source.State.OFFERED, source.State.ACCEPTED):
+            self._take(machine, lambda: machine.abort("no answer"))
+
+    def _take(
+        self, machine: SourceMachine, given: Callable[[], list[source.Do | Message]] = list
+    ) -> None:
+        """Look at the clock, hand an input to the machine, and do what it says."""
+        if machine is not self.machine:
+            return
+        before, actions = machine.state, []
+        if self.deadline is not None and self.world.network.now >= self.deadline:
+            self.deadline = None
+            actions += machine.lease_over()
+        try:
+            actions += given()
+        except HandoverError:
+            assert machine.has_ended
+        self.do_first([partial(self._do, action, machine) for action in actions])
+        if machine.state is not before:
+            if machine.state is source.State.ACCEPTED:
+                self.post(partial(self._take, machine, machine.freeze))
+            elif machine.state is source.State.SWITCHED and self.world.has_orchestrator:
+                self.post(partial(self._take, machine, machine.commit))
+
+    def _do(self, action: source.Do | Message, machine: SourceMachine) -> None:
+        match action:
+            case source.Do.START_LEASE:
+                self.deadline = self.world.network.now + LEASE
+                look = partial(self._take, machine)
+                self.world.network.call_at(self.deadline, lambda: self.post(look))
+                for step in (self._carry, self._carry_state, self._carried):
+                    self.post(partial(self._if_frozen, machine, step))
+            case source.Do.CALL_OFF:
+                self._go_on()
+            case source.Do.RESUME:
+                if self.is_silent:
+                    self._end_silence()
+                    self.is_silent = False
+                    resume_after_freeze(self.endpoint.migrating, now=self.world.network.now)
+                self._go_on()
+            case source.Do.DEPART | source.Do.DROP:
+                self._end_silence()
+            case source.Do.RECONNECT:
+                self._reconnect_soon(machine)
+            case Message():
+                self.send(action)
+
+    def _end_silence(self) -> None:
+        self.silence = self.world.network.now - self.frozen_at
+
+    def _go_on(self) -> None:
+        if self.endpoint.migrating.migration_state in ("preparing", "ready"):
+            self.endpoint.migrating.abort_migration(now=self.world.network.now)
+        self.endpoint.flush()
+
+    def _if_frozen(self, machine: SourceMachine, step: Callable[[], None]) -> None:
+        if machine is self.machine and machine.state is source.State.FROZEN:
+            step()
+
+    def _carry(self) -> None:
+        handover, connection = self.machine.handover, self.endpoint.migrating
+        application = self.endpoint.application
+        snapshot = freeze(connection, now=self.world.network.now)
+        self.world.exported[handover] = copy.deepcopy(
+            {key: value for key, value in vars(application).items() if key != "_endpoint"}
+        )
+        self.endpoint.flush()
+        self.is_silent = True
+        self.frozen_at = self.world.frozen_at[handover] = self.world.network.now
+        self.send(Carry(handover, connection.stable_id, snapshot, b""))
+
+    def _carry_state(self) -> None:
+        self.send(CarryState(self.machine.handover, b""))
+
+    def _carried(self) -> None:
+        self.send(Carried(self.machine.handover, 1))
+
+    def _reconnect_soon(self, machine: SourceMachine) -> None:
+        reconnect = partial(self._reconnect, machine)
+        self.world.network.call_later(RECONNECT_AFTER, lambda: self.post(reconnect))
+
+    def _reconnect(self, machine: SourceMachine) -> None:
+        if machine is not self.machine or self.link is not None:
+            return
+        self.link = self.world.connect()
+        if self.link is not None:
+            self._take(machine, machine.link_back)
+        elif self.deadline is not None:
+            self._take(machine)
+            self._reconnect_soon(machine)
+
+
+class Reception:
+    """What an instance of the destination has of one handover."""
+
+    def __init__(self, machine: DestinationMachine, link: Link) -> None:
+        self.machine = machine
+        self.offer_link = self.link = link
+        self.deadline: float | None = None
+        self.host: ServerHost | None = None
+        self.endpoint: ServerEndpoint | None = None
+        self.has_lived = False
+
+
+class Agent(Process):
+    """One instance of the destination."""
+
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, f"destination-{number}")
+        self.history = History()
+        self.receptions: dict[bytes, Reception] = {}
+
+    def hosts(self) -> list[ServerHost]:
+        return [it.host for it in self.receptions.values() if it.host is not None]
+
+    def receive(self, message: Message, link: Link) -> None:
+        reception = self.receptions.get(message.handover)
+        if reception is None and isinstance(message, Offer):
+            if not self.history.knows(message.handover):
+                reception = Reception(DestinationMachine(message, self.history), link)
+                self.receptions[message.handover] = reception
+                self.post(partial(self._bind, reception))
+                if link.is_lost:
+                    self.world.network.call_later(SOON, partial(link.tell, self))
+                return
+        if reception is not None:
+            if not link.is_lost:
+                reception.link = link
+            machine = reception.machine
+            self._take(reception, lambda: machine.receive(message), link, message)
+        else:
+            answer = self.history.answer(message)
+            if answer is not None:
+                self.world.send(link, self.world.source, answer)
+
+    def lost(self, link: Link) -> None:
+        for reception in list(self.receptions.values()):
+            if reception.offer_link is link:
+                self._take(reception, reception.machine.link_lost)
+
+    def fail(self) -> None:
+        for reception in list(self.receptions.values()):
+            self._take(reception, partial(reception.machine.fail, "no more"))
+
+    def owner(self) -> Reception | None:
+        owners = [it for it in self.receptions.values() if it.machine.owns]
+        assert len(owners) <= 1
+        return owners[0] if owners else None
+
+    def _bind(self, reception: Reception) -> None:
+        if reception.machine.has_ended:
+            return
+        it = self.world.it
+        try:
+            reception.host = ServerHost(
+                it.network,
+                it.simulation.observer,
+                AWAY,
+                it.server.migrating.configuration,
+                Connection,
+            )
+        except SimulationError:
+            self._take(reception, partial(reception.machine.fail, "the address is in use"))
+        else:
+            self._take(reception, partial(reception.machine.accept, "192.0.2.1:4433"))
+
+    def _take(
+        self,
+        reception: Reception,
+        given: Callable[[], list[destination.Do | Message]] = list,
+        link: Link | None = None,
+        message: Message | None = None,
+    ) -> None:
+        actions: list[destination.Do | Message] = []
+        if reception.deadline is not None and self.world.network.now >= reception.deadline:
+            reception.deadline = None
+            actions += reception.machine.lease_over()
+        actions += given()
+        link = link or reception.link
+        self.do_first([partial(self._do, action, reception, link, message) for action in actions])
+
+    def _do(
+        self,
+        action: destination.Do | Message,
+        reception: Reception,
+        link: Link,
+        message: Message | None,
+    ) -> None:
+        machine, now = reception.machine, self.world.network.now
+        match action:
+            case destination.Do.START_LEASE:
+                reception.deadline = now + HOLD
+                look = partial(self._take, reception)
+                self.world.network.call_at(reception.deadline, lambda: self.post(look))
+            case destination.Do.TAKE:
+                if isinstance(message, Carry):
+                    self._thaw(reception, message)
+            case destination.Do.IMPORT:
+                self.post(partial(self._take, reception, machine.thawed))
+            case destination.Do.SWITCH:
+                _endpoint(reception).migrating.network_switch(AWAY, now=now)
+                self.post(partial(self._take, reception, machine.switched))
+            case destination.Do.ACTIVATE:
+                reception.has_lived = True
+                activate(_endpoint(reception).migrating, now=now)
+                _endpoint(reception).flush()
+            case destination.Do.LIFT:
+                commit(_endpoint(reception).migrating)
+                _endpoint(reception).flush()
+            case destination.Do.DISCARD:
+                self._discard(reception)
+            case Message():
+                self.world.send(link, self.world.source, action)
+
+    def _thaw(self, reception: Reception, carry: Carry) -> None:
+        it, host = self.world.it, reception.host
+        assert host is not None
+        connection = thaw(
+            carry.connection,
+            configuration=it.server.migrating.configuration,
+            now=self.world.network.now,
+        )
+        name = f"copy-{len(self.world.copies)}"
+        endpoint = ServerEndpoint(name, host, it.simulation.observer, connection)
+        endpoint.application = Responder(endpoint)
+        vars(endpoint.application).update(self.world.exported[carry.handover])
+        host.endpoints.append(endpoint)
+        for connection_id in connection.own_connection_ids:
+            host.route(ConnectionIdIssued(connection_id=connection_id), endpoint)
+        reception.endpoint = endpoint
+        self.world.copies[name] = (self, reception)
+
+    def _discard(self, reception: Reception) -> None:
+        if reception.host is not None:
+            self.world.network.detach(reception.host.address)
+        del self.receptions[reception.machine.handover]
+
+
+def _endpoint(reception: Reception) -> ServerEndpoint:
+    assert reception.endpoint is not None
+    return reception.endpoint
+
+
+class World:
+    """Source, destination, and what is between them."""
+
+    def __init__(self, it: Pair, plan: Plan) -> None:
+        self.it = it
+        self.plan = plan
+        self.network = it.network
+        self.steps = 0
+        self.messages: list[str] = []
+        self.handovers: list[SourceMachine] = []
+        self.has_orchestrator = True
+        self.exported: dict[bytes, dict[str, object]] = {}
+        self.frozen_at: dict[bytes, float] = {}
+        self.copies: dict[str, tuple[Agent, Reception]] = {}
+        self.agents = 0
+        self.source = Source(self)
+        self.agent = self._start_agent()
+        self._cut_until = 0.0
+        self.aborted_in_time = False
+        it.network.taps.append(self._watch)
+        for delay, fault in plan.later:
+            self.network.call_later(delay, partial(self._strike_later, fault))
+
+    def begin(self) -> None:
+        """Begin a handover."""
+        self.source.begin(bytes([len(self.handovers)]) * 16)
+        self.handovers.append(self.source.machine)
+
+    def recover(self) -> None:
+        """Let everything be well from now on."""
+        self.plan = Plan(echoes=self.plan.echoes)
+        self.has_orchestrator = True
+        self._cut_until = 0.0
+        self._restart_agent()
+        self.source.go_on()
+        self.agent.go_on()
+
+    @property
+    def has_restarted(self) -> bool:
+        """Whether an instance of the destination has died."""
+        return self.agents > 1 or not self.agent.alive
+
+    @property
+    def has_lived(self) -> bool:
+        """Whether any copy has lived."""
+        return any(reception.has_lived for _, reception in self.copies.values())
+
+    def connect(self) -> Link | None:
+        """A link from the source to the destination, if there is a way."""
+        if self.network.now < self._cut_until or not self.agent.alive:
+            return None
+        return Link(self, self.agent)
+
+    def send(self, link: Link, receiver: Process, message: Message) -> None:
+        """Send a message over a link."""
+        number = len(self.messages)
+        self.messages.append(type(message).__name__)
+        data = encode(message)
+        fate = self.plan.fates.get(number, 0.0)
+        if link.is_lost:
+            return
+        if fate is not None:
+            first = partial(self._arrive, link, receiver, data)
+            self.network.call_later(DELAY + fate, first)
+        for echo in self.plan.echoes:
+            self.network.call_later(DELAY + echo, partial(self._deliver, link, receiver, data))
+
+    def _arrive(self, link: Link, receiver: Process, data: bytes) -> None:
+        self.before_step()
+        if not link.is_lost:
+            self._deliver(link, receiver, data)
+        elif link.is_late:
+            self.network.call_later(LATE, partial(self._deliver, link, receiver, data))
+
+    def _deliver(self, link: Link, receiver: Process, data: bytes) -> None:
+        message = decode(data)
+        receiver.post(partial(receiver.receive, message, link))
+
+    # Faults
+
+    def before_step(self) -> None:
+        """Let strike what is planned for this step."""
+        fault = self.plan.faults.get(self.steps)
+        self.steps += 1
+        if fault is not None:
+            self.strike(fault)
+
+    def _strike_later(self, fault: Fault) -> None:
+        if self.plan.later:
+            self.strike(fault)
+
+    def strike(self, fault: Fault) -> None:
+        """Let something go wrong now."""
+        link = self.source.link
+        match fault:
+            case Fault.CRASH_SOURCE:
+                self.source.die()
+                if link is not None:
+                    link.lose()
+            case Fault.CRASH_DESTINATION:
+                self.agent.die()
+                if link is not None:
+                    link.lose(source=UNNOTICED)
+            case Fault.RESTART_DESTINATION:
+                self.agent.die()
+                if link is not None:
+                    link.lose()
+                self.network.call_later(RESTART_AFTER, self._restart_agent)
+            case Fault.FAIL_DESTINATION:
+                self.agent.do_first([self.agent.fail])
+            case Fault.ABORT:
+                self.source.do_first([self.source.abort])
+            case Fault.ORCHESTRATOR_GONE:
+                self.has_orchestrator = False
+            case Fault.PAUSE_SOURCE:
+                self.source.stop(PAUSE)
+            case Fault.STOP_SOURCE:
+                self.source.stop(LONG)
+            case Fault.PAUSE_DESTINATION:
+                self.agent.stop(PAUSE)
+            case Fault.STOP_DESTINATION:
+                self.agent.stop(LONG)
+            case Fault.CUT:
+                self._cut_until = self.network.now + LONG
+        if link is not None:
+            match fault:
+                case Fault.LOSE_LINK | Fault.CUT:
+                    link.lose()
+                case Fault.LOSE_LINK_LATE:
+                    link.is_late = True
+                    link.lose()
+                case Fault.LOSE_LINK_AT_SOURCE:
+                    link.lose(agent=LONG)
+                case Fault.LOSE_LINK_AT_DESTINATION:
+                    link.lose(source=UNNOTICED)
+
+    def _start_agent(self) -> Agent:
+        self.agents += 1
+        return Agent(self, self.agents)
+
+    def _restart_agent(self) -> None:
+        if not self.agent.alive:
+            self.agent = self._start_agent()
+
+    # What must hold
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether nobody waits for anybody any more."""
+        if self.source.alive and not (self.source.machine.has_ended and self.source.is_idle):
+            return False
+        return not self.agent.alive or (
+            self.agent.is_idle
+            and all(
+                reception.deadline is None or reception.machine.has_ended
+                for reception in self.agent.receptions.values()
+            )
+        )
+
+    def _watch(self, datagram: Datagram) -> None:
+        sender, now = self.it.simulation.observer.sender, self.network.now
+        if sender == self.source.endpoint.name:
+            assert datagram.source == HOME
+            self._demand(self.source.alive, "the source sent, and is dead")
+            self._demand(not self.source.is_silent, "the source sent, and is to be silent")
+            for agent, reception in self.copies.values():
+                alive = agent.alive and reception.has_lived
+                self._demand(not alive, "the source sent beside a copy that lives")
+            self.source.sent_at = now
+        elif sender in self.copies:
+            assert datagram.source == AWAY
+            agent, reception = self.copies[sender]
+            self._demand(agent.alive, "a copy sent, and is dead")
+            self._demand(reception.machine.owns, "a copy sent without being the owner")
+            alone = self.source.sent_at <= self.frozen_at[reception.machine.handover]
+            self._demand(alone, "a copy sent beside a source that went on")
+
+    def _demand(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            raise InvariantError(otherwise)

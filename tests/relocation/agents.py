@@ -1,0 +1,81 @@
+"""A server, and an agent that takes it over, in one process on real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopback import at, demo_app, free_port, server_configuration, served
+
+from quicferry import Address, Configuration, Server, ServerMigration
+from quicferry.protocol import MigrationAddress
+from quicferry.relocation.agent import Agent
+from quicferry.relocation.handover import Handover, HandoverPlan
+from quicferry.relocation.identity import Identity, make_identities
+from quicferry.relocation.report import RelocationReport
+from quicferry.server import RelocationEvent
+
+SOURCE, DESTINATION = "127.0.0.1", "127.0.0.2"
+APPLICATION = "tests:app"
+
+
+@dataclass
+class Hosts:
+    """Two hosts that trust each other, and a server on one of them.
+
+    Attributes:
+        server: The server.
+        agent: What it may be handed over to.
+        identities: Of both hosts, by address.
+        told: What the handovers have told.
+    """
+
+    server: Server
+    agent: Agent
+    identities: dict[str, Path]
+    told: list[RelocationEvent] = field(default_factory=list)
+
+    @property
+    def destination(self) -> Address:
+        return at(DESTINATION, self.server.address.port)
+
+    def handover(self, **choices: Any) -> Handover:
+        plan = HandoverPlan(DESTINATION, self.agent.address.port, self.destination, **choices)
+        identity = Identity.load(self.identities[SOURCE])
+        return Handover(self.server, APPLICATION, plan, identity, tell=self.told.append)
+
+    async def hand_over(self, **choices: Any) -> RelocationReport:
+        return await self.handover(**choices).run()
+
+
+def configuration(port: int) -> Configuration:
+    """Return the configuration of a server that may move between the hosts."""
+    pool = tuple(MigrationAddress.of(at(host, port)) for host in (DESTINATION, SOURCE))
+    return server_configuration(ServerMigration(pool=pool))
+
+
+@asynccontextmanager
+async def agent_at(
+    host: str, port: int, identities: dict[str, Path], app: Any = demo_app, **arguments: Any
+) -> AsyncIterator[Agent]:
+    """Provide an agent that listens at any port of a host."""
+    arguments.setdefault("application", APPLICATION)
+    arguments.setdefault("configuration", configuration(port))
+    identity = Identity.load(identities[host])
+    async with Agent(app, identity=identity, listen=at(host, 0), **arguments) as agent:
+        yield agent
+
+
+@asynccontextmanager
+async def two_hosts(folder: Path, app: Any = demo_app, **arguments: Any) -> AsyncIterator[Hosts]:
+    """Provide a server at one host, and an agent at the other."""
+    port = free_port(SOURCE, DESTINATION)
+    identities = make_identities(folder / "identities", [SOURCE, DESTINATION])
+    async with (
+        served(app, host=SOURCE, port=port, configuration=configuration(port)) as server,
+        agent_at(DESTINATION, port, identities, app, **arguments) as agent,
+    ):
+        yield Hosts(server, agent, identities)
