@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 SEEDS ?= 10000
+HANDOVERS ?= 200
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -47,7 +48,8 @@ conformance: $(READY) ## run aioquic's own tests on quicferry's connection, migr
 bench: $(READY) ## measure (BENCH_ARGS="...")
 	$(VENV_PYTHON) -m quicferry.lab.bench $(BENCH_ARGS)
 
-soak: $(READY) ## simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
+soak: $(READY) ## hand a server over HANDOVERS times; simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
+	$(VENV_PYTHON) -m quicferry.lab.soak_handovers --handovers $(HANDOVERS)
 	$(VENV_PYTHON) -m quicferry.lab.soak --seeds $(SEEDS)
 
 docs: $(READY) ## draw the state machines from the code, into docs/state-machines.md

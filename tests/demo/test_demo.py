@@ -31,8 +31,9 @@ def run_demo(*arguments: str) -> dict[str, Any]:
         assert client["requests_ok"] > 0
         assert client["requests_failed"] == 0
         assert client["bytes_verified"] > 0
+        assert client["status"] == "done"
         if client["protocol"] == "none":
-            assert client["status"] == "closed: server migrated"
+            assert client["reconnects"] == len(result["relocations"])
         else:
             assert client["migrated"] is True
             assert client["switch_to_first_response_ms"] > 0
@@ -85,8 +86,15 @@ def test_loss_and_another_path_after_the_move() -> None:
     run_demo("--clients", "5", "--duration", "3", *arguments)
 
 
+def test_the_server_can_bind_another_address_instead() -> None:
+    result = run_demo("--technique", "rebind", "--clients", "5", "--duration", "3", *PATH)
+    assert result["technique"] == "rebind"
+    assert "phases_ms" not in result["relocations"][0]
+
+
 def test_round_trips() -> None:
     result = run_demo("--clients", "5", "--duration", "4", "--round-trips", "2", *PATH)
+    assert result["technique"] == "handover"
     ends = [(relocation["from"], relocation["to"]) for relocation in result["relocations"]]
     (source, destination), *_ = ends
     assert source.startswith("127.0.0.1:")

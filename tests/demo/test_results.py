@@ -9,7 +9,7 @@ import pytest
 from quicferry.lab.demo.chart import service_time_chart
 from quicferry.lab.demo.plot import save_plot
 from quicferry.lab.demo.results import Arrival, ClientReport, DemoResult, Gap, Relocation, Sample
-from quicferry.lab.demo.settings import Settings
+from quicferry.lab.demo.settings import Settings, Technique
 
 SOURCE, DESTINATION = "127.0.0.1:4433", "127.0.0.2:4433"
 CLIENT_KEYS = [
@@ -30,7 +30,7 @@ def report(number: int) -> ClientReport:
     return ClientReport(
         id=number,
         status="done",
-        closed_for_migration=False,
+        reconnects=0,
         requests_ok=100,
         requests_failed=0,
         bytes_verified=12345,
@@ -42,18 +42,18 @@ def report(number: int) -> ClientReport:
     )
 
 
-def closed(number: int) -> ClientReport:
-    return replace(
-        report(number), closed_for_migration=True, migrations=0, arrivals=(Arrival(100.1, SOURCE),)
-    )
+def come_again(number: int) -> ClientReport:
+    return replace(report(number), reconnects=1, migrations=0)
 
 
 @pytest.fixture
 def result() -> DemoResult:
     plans = Settings(clients=5).plans()
-    reports = [report(plan.id) if plan.has_extension else closed(plan.id) for plan in plans]
+    reports = [report(plan.id) if plan.has_extension else come_again(plan.id) for plan in plans]
     relocation = Relocation(SOURCE, DESTINATION, 104.98, 105.0, 105.01, 105.04)
-    return DemoResult(100.0, (relocation,), 1, tuple(zip(plans, reports, strict=True)))
+    return DemoResult(
+        Technique.REBIND, 100.0, (relocation,), 1, tuple(zip(plans, reports, strict=True))
+    )
 
 
 def with_first_client(result: DemoResult, **changes: object) -> DemoResult:
@@ -85,11 +85,18 @@ def test_a_good_run_is_ok(result: DemoResult) -> None:
     assert encoded["clients"][0]["gap_at_switch_ms"] == 35.0
 
 
-def test_a_client_without_the_extension_is_closed_and_has_not_failed(result: DemoResult) -> None:
+def test_a_client_without_the_extension_comes_again_and_has_not_failed(result: DemoResult) -> None:
     last = result.encode()["clients"][-1]
-    assert (last["protocol"], last["migrated"]) == ("none", False)
-    assert last["switch_to_first_response_ms"] is None
+    assert (last["protocol"], last["migrated"], last["reconnects"]) == ("none", False, 1)
+    assert last["gap_at_switch_ms"] == 35.0
     assert result.ok
+
+
+def test_the_phases_of_a_handover_are_told_in_milliseconds(result: DemoResult) -> None:
+    phases = {"freeze": 0.0015, "commit": 0.002}
+    handed_over = replace(result.relocations[0], phases=phases)
+    encoded = replace(result, relocations=(handed_over,)).encode()
+    assert encoded["relocations"][0]["phases_ms"] == {"freeze": 1.5, "commit": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopback import at, demo_app, free_port, server_configuration, served
+from loopback import at, demo_app, free_port, served, server_configuration
 
 from quicferry import Address, Configuration, Server, ServerMigration
 from quicferry.protocol import MigrationAddress
 from quicferry.relocation.agent import Agent
-from quicferry.relocation.handover import Handover, HandoverPlan
+from quicferry.relocation.handover import Gate, Handover, HandoverPlan
 from quicferry.relocation.identity import Identity, make_identities
 from quicferry.relocation.report import RelocationReport
 from quicferry.server import RelocationEvent
@@ -42,10 +43,13 @@ class Hosts:
     def destination(self) -> Address:
         return at(DESTINATION, self.server.address.port)
 
-    def handover(self, **choices: Any) -> Handover:
-        plan = HandoverPlan(DESTINATION, self.agent.address.port, self.destination, **choices)
+    def handover(
+        self, gate: Gate | None = None, port: int | None = None, **choices: Any
+    ) -> Handover:
+        port = port or self.agent.address.port
+        plan = HandoverPlan(DESTINATION, port, self.destination, **choices)
         identity = Identity.load(self.identities[SOURCE])
-        return Handover(self.server, APPLICATION, plan, identity, tell=self.told.append)
+        return Handover(self.server, APPLICATION, plan, identity, tell=self.told.append, gate=gate)
 
     async def hand_over(self, **choices: Any) -> RelocationReport:
         return await self.handover(**choices).run()
@@ -70,12 +74,58 @@ async def agent_at(
 
 
 @asynccontextmanager
-async def two_hosts(folder: Path, app: Any = demo_app, **arguments: Any) -> AsyncIterator[Hosts]:
+async def two_hosts(
+    folder: Path, app: Any = demo_app, agent_app: Any = None, **arguments: Any
+) -> AsyncIterator[Hosts]:
     """Provide a server at one host, and an agent at the other."""
     port = free_port(SOURCE, DESTINATION)
     identities = make_identities(folder / "identities", [SOURCE, DESTINATION])
     async with (
         served(app, host=SOURCE, port=port, configuration=configuration(port)) as server,
-        agent_at(DESTINATION, port, identities, app, **arguments) as agent,
+        agent_at(DESTINATION, port, identities, agent_app or app, **arguments) as agent,
     ):
         yield Hosts(server, agent, identities)
+
+
+class Relay:
+    """A link between a source and an agent, on which messages can be kept from arriving.
+
+    Attributes:
+        loses_answers: Whether what the agent says is lost from now on.
+        loses_orders: Whether what the source says is.
+        lost: Set when something was.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.loses_answers = self.loses_orders = False
+        self.lost = asyncio.Event()
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        agent_reader, agent_writer = await asyncio.open_connection(DESTINATION, self._port)
+        self._writers += (writer, agent_writer)
+        orders = self._copy(reader, agent_writer, lambda: self.loses_orders)
+        answers = self._copy(agent_reader, writer, lambda: self.loses_answers)
+        await asyncio.gather(orders, answers)
+
+    def cut(self) -> None:
+        """End the links that there are; the next ones are sound."""
+        self.loses_answers = self.loses_orders = False
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _copy(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        loses: Callable[[], bool],
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                if loses():
+                    self.lost.set()
+                else:
+                    writer.write(data)
+        writer.close()

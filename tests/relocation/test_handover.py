@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import pkgutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from relocation.agents import DESTINATION, SOURCE, agent_at, two_hosts
 from loopback import (
+    Filter,
+    at,
     client_configuration,
+    demo_app,
+    free_port,
     http_client,
     respond,
+    served,
+    server_configuration,
     server_side,
 )
+from relocation.agents import APPLICATION, DESTINATION, SOURCE, Hosts, Relay, agent_at, two_hosts
 
-from quicferry import ClientMigration
+from quicferry import ClientMigration, HttpClient, Server, ServerMigration
+from quicferry.io import DatagramLink
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation.handover import Running
-from quicferry.relocation.report import Outcome, Step, StepEnded
-from quicferry.server import Phase
+from quicferry.relocation import Discarded, Identity, Offered
+from quicferry.relocation.handover import Handover, HandoverPlan
+from quicferry.relocation.report import Outcome, RelocationReport, Step, StepEnded
+from quicferry.server import Phase, Unready
+from quicferry.transport import NetworkAddress, SnapshotError
+
+HOOKS = ("quicferry.export", "quicferry.import")
 
 
 @pytest.mark.parametrize("protocol", list(MigrationProtocol), ids=lambda each: each.name)
@@ -32,9 +48,405 @@ async def test_clients_go_on_at_the_agent(tmp_path: Path, protocol: MigrationPro
         await server_side(hosts.server, client)
         report = await hosts.hand_over(protocol=protocol)
         assert report.outcome is Outcome.COMMITTED, report.reason
+        assert hosts.agent.server is not None
         assert report.connections == (*hosts.agent.server.connections,)
         assert hosts.server.phase is Phase.DEPARTED
         assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
         assert client.server_address == hosts.destination
         assert list(report.steps) == list(Step)
         assert [e.step for e in hosts.told if isinstance(e, StepEnded)] == list(Step)
+
+
+class Stop:
+    """Holds a handover before a step.
+
+    Args:
+        step: Which one.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def __call__(self, step: Step) -> None:
+        if step is self._step:
+            self.reached.set()
+            await self.go.wait()
+
+
+async def goes_on_at_the_source(hosts: Hosts, client: HttpClient, report: RelocationReport) -> None:
+    """Check that a handover has changed nothing."""
+    assert report.outcome is Outcome.ROLLED_BACK
+    assert hosts.server.phase is Phase.SERVING
+    assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+    assert client.server_address == hosts.server.address
+    async with http_client(hosts.server) as newcomer:
+        assert (await newcomer.request("POST", "/echo", body=b"new")).body == b"new"
+
+
+async def moves(hosts: Hosts, client: HttpClient) -> None:
+    """Check that a handover succeeds."""
+    report = await hosts.hand_over(follow=0.0)
+    assert report.outcome is Outcome.COMMITTED, report.reason
+    assert (await client.request("POST", "/echo", body=b"there")).body == b"there"
+    assert client.server_address == hosts.destination
+
+
+# Offers that are refused
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        ({"capacity": 0}, "1 connections are more than the agent's 0"),
+        ({"application": "other:app"}, "start an agent with the same application"),
+        (
+            {"configuration": server_configuration(connection_id_length=10)},
+            "use the same connection_id_length",
+        ),
+        (
+            {"configuration": server_configuration(ServerMigration(MigrationProtocol.EXPLICIT))},
+            "does not offer all migration protocols",
+        ),
+        ({"configuration": server_configuration(None)}, "does not offer all migration protocols"),
+    ],
+    ids=["capacity", "application", "connection IDs", "protocols", "migration off"],
+)
+async def test_an_agent_refuses_what_it_cannot_take(
+    tmp_path: Path, agent: dict[str, Any], reason: str
+) -> None:
+    async with two_hosts(tmp_path, **agent) as hosts, http_client(hosts.server) as client:
+        await server_side(hosts.server, client)
+        report = await hosts.hand_over()
+        assert reason in report.reason
+        assert report.failed_step is Step.OFFER
+        await goes_on_at_the_source(hosts, client, report)
+
+
+async def test_an_agent_refuses_snapshots_of_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("quicferry.relocation.handover.FORMAT_VERSION", 99)
+            report = await hosts.hand_over()
+        assert "snapshots of version 99" in report.reason
+        await goes_on_at_the_source(hosts, client, report)
+        await moves(hosts, client)
+
+
+async def test_an_address_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind((DESTINATION, hosts.destination.port))
+            report = await hosts.hand_over()
+        assert f"cannot bind {hosts.destination}" in report.reason
+        await goes_on_at_the_source(hosts, client, report)
+        await moves(hosts, client)
+
+
+async def test_an_agent_that_is_busy_refuses(tmp_path: Path) -> None:
+    stop = Stop(Step.FREEZE)
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        first = asyncio.create_task(hosts.handover(stop, follow=0.0).run())
+        await stop.reached.wait()
+        async with served() as other:
+            identity = Identity.load(hosts.identities[SOURCE])
+            plan = HandoverPlan(
+                DESTINATION, hosts.agent.address.port, at(DESTINATION, other.address.port)
+            )
+            report = await Handover(other, APPLICATION, plan, identity).run()
+            assert "busy with another handover" in report.reason
+            stop.go.set()
+            assert (await first).outcome is Outcome.COMMITTED
+            report = await Handover(other, APPLICATION, plan, identity).run()
+            assert "serves" in report.reason
+            assert report.outcome is Outcome.ROLLED_BACK
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+
+
+async def test_without_an_agent_nothing_happens(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        report = await hosts.hand_over(port=free_port(DESTINATION))
+        assert "quicferry agent run" in report.reason
+        await goes_on_at_the_source(hosts, client, report)
+
+
+# What fails later
+
+BEFORE_COMMIT = [step for step in Step if step not in (Step.OFFER, Step.SWITCH, Step.FOLLOW)]
+
+
+@pytest.mark.parametrize("step", BEFORE_COMMIT, ids=lambda step: step.value)
+async def test_an_agent_that_is_stopped_lets_the_server_go_on(tmp_path: Path, step: Step) -> None:
+    stop = Stop(step)
+    async with AsyncExitStack() as agents, two_hosts(tmp_path) as hosts:
+        agent = await agents.enter_async_context(
+            agent_at(DESTINATION, hosts.server.address.port, hosts.identities)
+        )
+        async with http_client(hosts.server) as client:
+            running = asyncio.create_task(hosts.handover(stop, port=agent.address.port).run())
+            await stop.reached.wait()
+            answer = asyncio.create_task(client.request("POST", "/echo", body=b"meanwhile"))
+            await agents.aclose()
+            report = await running
+            assert (await answer).body == b"meanwhile"
+            await goes_on_at_the_source(hosts, client, report)
+            await moves(hosts, client)
+
+
+@pytest.mark.parametrize("step", BEFORE_COMMIT, ids=lambda step: step.value)
+async def test_a_handover_can_be_aborted_until_the_commitment(tmp_path: Path, step: Step) -> None:
+    stop = Stop(step)
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        handover = hosts.handover(stop)
+        events = hosts.agent.events()
+        running = asyncio.create_task(handover.run())
+        await stop.reached.wait()
+        answer = asyncio.create_task(client.request("POST", "/echo", body=b"meanwhile"))
+        stop.go.set()  # at the same moment
+        assert handover.abort("a test")
+        report = await running
+        assert report.reason == "a test"
+        assert (await answer).body == b"meanwhile"
+        await goes_on_at_the_source(hosts, client, report)
+        assert [type(await anext(events)) for _ in range(2)] == [Offered, Discarded]
+        await moves(hosts, client)
+
+
+async def test_after_the_commitment_it_cannot_be_aborted(tmp_path: Path) -> None:
+    stop = Stop(Step.FOLLOW)
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server):
+        handover = hosts.handover(stop, follow=0.0)
+        running = asyncio.create_task(handover.run())
+        await stop.reached.wait()
+        assert not handover.abort("too late")
+        stop.go.set()
+        assert (await running).outcome is Outcome.COMMITTED
+
+
+@pytest.mark.parametrize("end", ["freeze", "adopt"])
+async def test_one_connection_that_cannot_come_keeps_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    target = {
+        "freeze": "quicferry.server.departure.freeze",
+        "adopt": "quicferry.io.ConnectionRouter.adopt",
+    }[end]
+    really = pkgutil.resolve_name(target)
+    calls = itertools.count()
+
+    def fails_at_the_second(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 1:
+            raise SnapshotError("it does not fit")
+        return really(*arguments, **keywords)
+
+    async with (
+        two_hosts(tmp_path) as hosts,
+        http_client(hosts.server) as client,
+        http_client(hosts.server) as other,
+    ):
+        await server_side(hosts.server, client)
+        await server_side(hosts.server, other)
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fails_at_the_second)
+            report = await hosts.hand_over()
+        assert "it does not fit" in report.reason
+        await goes_on_at_the_source(hosts, other, report)
+        await goes_on_at_the_source(hosts, client, report)
+        await moves(hosts, client)
+
+
+# The application's state
+
+
+def counting(
+    start: int, fails: Callable[[], bool] = lambda: False, hooks: tuple[str, ...] = HOOKS
+) -> Any:
+    """Return an application that counts its requests, and carries the count."""
+    count = start
+
+    async def export() -> bytes:
+        if fails():
+            raise ValueError("a secret")
+        return b"%d" % count
+
+    async def import_(data: bytes) -> None:
+        nonlocal count
+        if fails():
+            raise ValueError("a secret")
+        count = int(data)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal count
+        if scope["type"] == "lifespan":
+            available = dict(zip(HOOKS, (export, import_), strict=True))
+            scope["state"].update({name: available[name] for name in hooks})
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["path"] == "/count":
+            count += 1
+            await respond(send, b"%d" % count)
+        else:
+            await demo_app(scope, receive, send)
+
+    return app
+
+
+async def test_the_state_of_the_application_is_carried(tmp_path: Path) -> None:
+    async with (
+        two_hosts(tmp_path, counting(0), counting(100)) as hosts,
+        http_client(hosts.server) as client,
+    ):
+        assert (await client.request("GET", "/count")).body == b"1"
+        await moves(hosts, client)
+        assert (await client.request("GET", "/count")).body == b"2"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "reason"),
+    [
+        (counting(0), demo_app, "has no quicferry.import"),
+        (demo_app, counting(0), "the one at the source has none"),
+        (counting(0, lambda: True), counting(0), "'quicferry.export' failed with ValueError"),
+        (counting(0), counting(0, lambda: True), "'quicferry.import' failed with ValueError"),
+    ],
+    ids=["destination has none", "source has none", "export fails", "import fails"],
+)
+async def test_state_that_cannot_be_carried_keeps_the_server(
+    tmp_path: Path, source: Any, destination: Any, reason: str
+) -> None:
+    async with (
+        two_hosts(tmp_path, source, destination) as hosts,
+        http_client(hosts.server) as client,
+    ):
+        report = await hosts.hand_over()
+        assert reason in report.reason
+        assert "secret" not in report.reason
+        await goes_on_at_the_source(hosts, client, report)
+
+
+# The network
+
+
+class Detour:
+    """A client's link on which what is sent can be kept back."""
+
+    def __init__(self) -> None:
+        self.keeps = False
+        self.drops = False
+        self._kept: list[tuple[bytes, NetworkAddress]] = []
+
+    def __call__(self, inner: DatagramLink) -> DatagramLink:
+        self._inner = inner
+        return self
+
+    def send(self, data: bytes, addr: NetworkAddress) -> None:
+        if self.keeps:
+            self._kept.append((data, addr))
+        elif not self.drops:
+            self._inner.send(data, addr)
+
+    def deliver(self, data: bytes, addr: NetworkAddress) -> None:
+        self._inner.deliver(data, addr)
+
+    def let_go(self) -> None:
+        """Send what was kept, and nothing else for now."""
+        self.keeps, self.drops = False, True
+        for data, addr in self._kept:
+            self._inner.send(data, addr)
+
+
+async def test_what_comes_late_is_forwarded(tmp_path: Path) -> None:
+    seen = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == "/late":
+            seen.set()
+        await demo_app(scope, receive, send)
+
+    detour = Detour()
+    configuration = client_configuration(ClientMigration(MigrationProtocol.SYMMETRIC))
+    async with (
+        two_hosts(tmp_path, app) as hosts,
+        http_client(hosts.server, configuration=configuration, wrap_transport=detour) as client,
+    ):
+        await server_side(hosts.server, client)
+        stop = Stop(Step.FREEZE)
+        running = asyncio.create_task(hosts.handover(stop, follow=0.0).run())
+        await stop.reached.wait()
+        detour.keeps = True
+        answer = asyncio.create_task(client.request("GET", "/late"))
+        stop.go.set()
+        assert (await running).outcome is Outcome.COMMITTED
+        assert not seen.is_set()
+        detour.let_go()  # to the address where the server was
+        await seen.wait()
+        detour.drops = False
+        assert (await answer).status == 200
+        assert client.server_address == hosts.destination
+
+
+@asynccontextmanager
+async def one_deaf_client(server: Server) -> AsyncIterator[tuple[HttpClient, HttpClient, str]]:
+    """Provide two clients, and the id of the second, of which nothing is heard from now on."""
+    configuration = client_configuration(ClientMigration(MigrationProtocol.EXPLICIT))
+    link = Filter()
+    async with (
+        http_client(server, configuration=configuration) as client,
+        http_client(server, configuration=configuration, wrap_transport=link) as deaf,
+    ):
+        await server_side(server, client)
+        name = (await server_side(server, deaf)).connection.stable_id
+        link.drops_sent = lambda data, addr: True
+        yield client, deaf, name
+
+
+async def test_connections_that_are_not_ready_keep_the_server(tmp_path: Path) -> None:
+    async with (
+        two_hosts(tmp_path) as hosts,
+        one_deaf_client(hosts.server) as (client, _, name),
+    ):
+        report = await hosts.hand_over(deadline=0.2)
+        assert f"not ready: {name}" in report.reason
+        assert report.failed_step is Step.IMMINENT
+        await goes_on_at_the_source(hosts, client, report)
+
+
+async def test_connections_that_are_not_ready_can_be_left(tmp_path: Path) -> None:
+    async with (
+        two_hosts(tmp_path) as hosts,
+        one_deaf_client(hosts.server) as (client, deaf, name),
+    ):
+        report = await hosts.hand_over(deadline=0.2, unready=Unready.LEAVE, follow=0.0)
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        assert report.closed == (name,)
+        assert name not in report.connections
+        await deaf.wait_lost()
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+        assert client.server_address == hosts.destination
+
+
+@pytest.mark.parametrize("lost", ["loses_orders", "loses_answers"])
+async def test_a_commitment_whose_link_is_lost_is_asked_about(tmp_path: Path, lost: str) -> None:
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        relay = Relay(hosts.agent.address.port)
+        async with await asyncio.start_server(relay.run, DESTINATION, 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            stop = Stop(Step.COMMIT)
+            handover = hosts.handover(stop, port=port, follow=0.0)
+            running = asyncio.create_task(handover.run())
+            await stop.reached.wait()
+            setattr(relay, lost, True)
+            stop.go.set()
+            await relay.lost.wait()
+            assert not handover.abort("too late")
+            relay.cut()
+            report = await running
+            assert report.outcome is Outcome.COMMITTED
+            assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+            assert client.server_address == hosts.destination
+            await handover.finish()

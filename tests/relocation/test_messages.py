@@ -41,6 +41,7 @@ from quicferry.transport import MAX_SNAPSHOT_SIZE
 
 ID = bytes(range(16))
 OFFER = Offer(ID, "1.0", 1, "shop", "192.0.2.1:4433", 3, True, 0x0F, 8)
+WRONG: list[Any] = [None, True, -1, 1.5, "x" * 5000, b"", [[]], {}]
 SECRET = b"the secret of a connection"
 ALL: list[Message] = [
     OFFER,
@@ -96,7 +97,7 @@ def test_values_of_a_wrong_type_are_refused(message: Message) -> None:
     data = encode(message)
     values = msgpack.unpackb(data[1:])
     for index in range(len(values)):
-        for wrong in (None, True, -1, 1.5, "x" * 5000, b"", [[]], {}):
+        for wrong in WRONG:
             if type(wrong) is type(values[index]):
                 continue
             changed = [*values[:index], wrong, *values[index + 1 :]]

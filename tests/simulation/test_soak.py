@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from quicferry.lab import soak
+from quicferry.lab.memory import resident_memory
 from quicferry.lab.simulation.play import Journal, play
 from quicferry.lab.simulation.scenario import Ending, draw
 from quicferry.protocol import MigrationProtocol, Policy, Scheduler
@@ -82,9 +83,9 @@ def test_growing_memory_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_resident_memory() -> None:
-    before = soak.resident_memory()
+    before = resident_memory()
     block = bytearray(b"x") * (32 << 20)
-    assert soak.resident_memory() - before > 24 << 20
+    assert resident_memory() - before > 24 << 20
     assert block
 
 

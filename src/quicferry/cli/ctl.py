@@ -241,7 +241,10 @@ async def migrate(
     unready: str,
     limit: float,
 ) -> None:
-    """Move the server to ADDRESS: imminent, switch and wait in one."""
+    """Move the server to ADDRESS of its host: imminent, switch and wait in one.
+
+    To another process or host it is moved by `quicferry migrate`.
+    """
     preparation = await session.command("imminent", **_choice(protocol, address), deadline=deadline)
     if not preparation["ready"] and unready == "abort":
         await session.command("abort")

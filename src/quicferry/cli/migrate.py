@@ -18,14 +18,27 @@ from quicferry.cli.options import PROTOCOL_NAMES, address, common_options, json_
 from quicferry.protocol import Address, QuicferryError
 from quicferry.relocation import Outcome, Running
 from quicferry.server import ManagementClient, ManagementError
+from quicferry.server.management_client import UNREACHABLE
 
 ROLLED_BACK = 1
-GIVEN_UP = 3
+UNKNOWN = 3
 DEFAULT_DRAIN = 5.0
 
 
 class MigrateError(QuicferryError):
     """The server could not be moved."""
+
+
+class _SourceLost(click.ClickException):
+    """The server has ended during the handover."""
+
+    exit_code = UNKNOWN
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server has ended during the handover; its connections live at the destination if "
+            "the agent there says that it has adopted them, and else nowhere"
+        )
 
 
 @click.command(
@@ -39,9 +52,10 @@ class MigrateError(QuicferryError):
     ),
     epilog="Exit status: 0 the destination has the connections, 1 it has not and the server goes "
     "on where it was, 2 wrong usage, 3 nobody could tell in time, and the source has given them "
-    "up.\n\n"
+    "up or has ended itself.\n\n"
     'With --json: a line {"event": "StepBegun" or "StepEnded", "step", "seconds"} as it happens, '
-    'and at the end the report: {"technique", "outcome", "source", "destination", "phases", '
+    'with --step also {"event": "StepWaits", "step"}, and at the end the report: {"technique", '
+    '"outcome", "source", "destination", "phases", '
     '"failed_phase", "reason", "connections", "closed", "rejected", "silence", "bytes", '
     '"followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
 )
@@ -157,7 +171,7 @@ def migrate(
 _EXIT_STATUS = {
     Outcome.COMMITTED: 0,
     Outcome.ROLLED_BACK: ROLLED_BACK,
-    Outcome.GIVEN_UP: GIVEN_UP,
+    Outcome.GIVEN_UP: UNKNOWN,
 }
 
 
@@ -166,20 +180,25 @@ class _Teller:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
+        self._ended: set[str] = set()
 
     def event(self, event: dict[str, Any]) -> None:
-        """Tell of the beginning or the end of a step."""
+        """Tell how far it is."""
+        if event["event"] == "StepEnded":
+            self._ended.add(event["step"])
         if self._as_json:
             click.echo(json.dumps(event))
         elif event["event"] == "StepEnded":
             click.echo(f"{event['step']:<9} {event['seconds'] * 1000:9.1f} ms", err=True)
-
-    def waits(self) -> None:
-        """Tell that the next step waits for Enter."""
-        click.echo("the next step waits: press Enter, or Ctrl-C to go back", err=True)
+        elif event["event"] == "StepWaits":
+            step = event["step"]
+            click.echo(f"{step} waits: press Enter to go on, or Ctrl-C to go back", err=True)
 
     def report(self, report: dict[str, Any]) -> None:
         """Tell what has become of it."""
+        for step, seconds in report["phases"].items():
+            if step not in self._ended:  # the report has overtaken it
+                self.event({"event": "StepEnded", "step": step, "seconds": seconds})
         if self._as_json:
             click.echo(json.dumps(report))
         else:
@@ -196,7 +215,7 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
         asked = asyncio.create_task(management.command("handover", **fields))
         helpers = [asyncio.create_task(_tell(events, teller))]
         if fields["pace"] == "step-by-step":
-            helpers.append(asyncio.create_task(_step(management, teller)))
+            helpers.append(asyncio.create_task(_step(management)))
         loop = asyncio.get_running_loop()
         aborting: list[asyncio.Task[None]] = []
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -206,6 +225,8 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
             )
         try:
             report = await asked
+        except ManagementError as exc:
+            raise _SourceLost if exc.code == UNREACHABLE else exc from None
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
@@ -218,16 +239,15 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
 
 async def _tell(events: Any, teller: _Teller) -> None:
     async for event in events:
-        if event["event"] in ("StepBegun", "StepEnded"):
+        if event["event"] in ("StepWaits", "StepBegun", "StepEnded"):
             teller.event({key: event[key] for key in event if key != "connection"})
 
 
-async def _step(management: ManagementClient, teller: _Teller) -> None:
+async def _step(management: ManagementClient) -> None:
     """Let each step begin when Enter is pressed."""
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    teller.waits()
     while await lines.readline():
         with suppress(ManagementError):  # none waits at present
             await management.command("proceed")
@@ -267,6 +287,8 @@ def _describe(report: dict[str, Any]) -> list[str]:
             f"nobody knows: {report['reason']}",
             f"{len(report['closed'])} connections were given up at {report['source']}; they live "
             f"at {report['destination']} if the agent there has got the last word",
+            f"the server goes on at {report['source']} for new clients; stop it if the agent "
+            "serves them",
         ]
     lines = [
         f"moved {where}: {len(report['connections'])} connections, {report['bytes']} bytes",
@@ -276,7 +298,9 @@ def _describe(report: dict[str, Any]) -> list[str]:
         lines.append(f"{len(report['closed'])} connections could not migrate and were closed")
     lines += [f"reset: {request}" for request in report["rejected"]]
     if report["followed"]:
-        lines.append("all clients have followed")
+        lines.append(
+            "all other clients have followed" if report["lost"] else "all clients have followed"
+        )
     else:
         lines.append(f"{len(report['pending'])} clients have not been heard of yet")
     lines += [f"lost: {name}" for name in report["lost"]]

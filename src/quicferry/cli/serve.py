@@ -35,7 +35,7 @@ DEFAULT_BIND = "127.0.0.1:4433"
     cls=Command,
     examples=(
         "quicferry serve quicferry.lab.demo.app:app",
-        "quicferry serve site.asgi:application --bind 0.0.0.0:443 --cert chain.pem --key key.pem",
+        "quicferry serve shop.asgi:application --bind 0.0.0.0:443 --cert chain.pem --key key.pem",
         "quicferry serve app:app --pool 192.0.2.7:443 --pool 198.51.100.9:443",
     ),
     epilog="Exit status: 0 after SIGINT, SIGTERM or `quicferry ctl shutdown`, or when the "

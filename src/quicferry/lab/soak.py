@@ -22,6 +22,7 @@ from pathlib import Path
 
 from aioquic.quic.logger import QuicLogger
 
+from .memory import resident_memory
 from .simulation.errors import SimulationError
 from .simulation.play import Journal, play
 from .simulation.scenario import draw
@@ -101,12 +102,6 @@ def play_seeds(seeds: Iterable[int]) -> Result:
         os.getpid(),
         resident_memory(),
     )
-
-
-def resident_memory() -> int:
-    """The memory of this process that is in RAM, bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def parse_seeds(text: str) -> Iterable[int]:

@@ -5,7 +5,7 @@ from .errors import ChannelError, HandoverError, IdentityError
 from .handover import Handover, HandoverPlan, Running
 from .identity import Identity, make_identities
 from .management import HandoverCommands
-from .report import Outcome, RelocationReport, Step, StepBegun, StepEnded
+from .report import Outcome, RelocationReport, Step, StepBegun, StepEnded, StepWaits
 
 __all__ = [
     "Adopted",
@@ -27,5 +27,6 @@ __all__ = [
     "Step",
     "StepBegun",
     "StepEnded",
+    "StepWaits",
     "make_identities",
 ]

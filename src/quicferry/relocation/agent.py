@@ -35,6 +35,7 @@ from .history import History
 from .identity import Identity
 from .lease import Lease
 from .messages import Message
+from .pause import CollectorPause
 
 logger = logging.getLogger("quicferry.relocation")
 
@@ -169,6 +170,7 @@ class Agent:
             stream.put(event)
 
     async def __aenter__(self) -> Self:
+        messages.prepare_messages()
         self._listener = await listen(
             str(self._listen_at.host), self._listen_at.port, self._identity, self._serve_source
         )
@@ -220,6 +222,8 @@ class Agent:
             return None
         if self.server is not None and self.server.phase is Phase.DEPARTED:
             await self.server.close()  # it has only lingered for what was under way to it
+            if self._find(message) is not None or self._history.knows(message.handover):
+                return self._find(message)  # it has come again meanwhile, and gone perhaps
         problem = self._problem(message)
         adoption = Adoption(self, message, self._history, channel)
         if problem is not None:
@@ -298,11 +302,13 @@ class Adoption:
         self._offer = offer
         self._machine = DestinationMachine(offer, history)
         self._lease = Lease(lambda: self._act(self._machine.lease_over()))
+        self._pause = CollectorPause()
         self._offered_on = channel
         self._channel = channel
         self._server: Server | None = None
         self._arrival: Arrival | None = None
         self._state: bytes | None = None
+        self._followed: messages.Followed | None = None
         self._received: Message = offer
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -322,7 +328,10 @@ class Adoption:
 
     def received(self, message: Message, channel: Channel) -> None:
         """Take a message of the source."""
-        self._channel = channel
+        if channel is not self._channel:
+            self._channel = channel
+            if self._followed is not None:
+                self._send(self._followed)
         self._received = message
         if message is self._offer:
             self._spawn(self._prepare())
@@ -341,10 +350,10 @@ class Adoption:
 
     async def close(self, reason: str) -> None:
         """Discard what may be discarded, because the agent ends."""
-        self._act(self._machine.fail(reason))
-        self._lease.stop()
         for task in list(self._tasks):
             task.cancel()
+        self._act(self._machine.fail(reason))  # which may have an address to free
+        self._lease.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # What takes time
@@ -382,16 +391,15 @@ class Adoption:
         ends_at = loop.time() + REPORT_LIMIT
         while loop.time() < ends_at:
             completion = await server.wait_completed(REPORT_INTERVAL)
-            self._send(
-                messages.Followed(
-                    self.handover,
-                    seconds=completion.seconds,
-                    completed=len(completion.completed),
-                    pending=completion.pending,
-                    lost=completion.lost,
-                )
+            self._followed = messages.Followed(
+                self.handover,
+                seconds=completion.seconds,
+                completed=len(completion.completed),
+                pending=completion.pending,
+                lost=completion.lost,
             )
-            if completion.is_complete or self._channel.is_closed:
+            self._send(self._followed)
+            if completion.is_complete:
                 return
 
     async def _watch(self, server: Server) -> None:
@@ -419,6 +427,7 @@ class Adoption:
         match do:
             case Do.START_LEASE:
                 self._lease.start(HOLD)
+                self._pause.begin()
             case Do.DISCARD:
                 self._discard()
             case _ if arrival is None or server is None:
@@ -432,6 +441,7 @@ class Adoption:
                 self._act(self._machine.switched())
             case Do.ACTIVATE:
                 arrival.activate()
+                self._pause.end()
                 self._agent.adopted(server)
                 connections = len(server.connections)
                 self._agent.publish(Adopted(self._channel.peer, server.address, connections))
@@ -451,6 +461,7 @@ class Adoption:
 
     def _discard(self) -> None:
         self._lease.stop()
+        self._pause.end()
         self._state = None
         if self._arrival is not None:
             self._arrival.discard()

@@ -39,6 +39,7 @@ from .errors import ChannelClosed, ChannelError, MessageError
 from .identity import Identity
 from .lease import Lease
 from .messages import HANDOVER_ID_SIZE, Message
+from .pause import CollectorPause
 from .report import Outcome, RelocationReport, Step, Stopwatch
 from .source import LEASE, Do, SourceMachine, State
 
@@ -134,6 +135,7 @@ class Handover:
         self._machine = SourceMachine(os.urandom(HANDOVER_ID_SIZE))
         self._watch = Stopwatch(tell)
         self._lease = Lease(self._lease_over)
+        self._pause = CollectorPause()
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._happened = asyncio.Event()
@@ -181,6 +183,8 @@ class Handover:
                     logger.error("a handover fails", exc_info=error)
                 self._act(self._machine.abort(_words(error)))
             await self._until(lambda: self._machine.has_ended)
+            if self._machine.state is State.BACK and self._has_announced:
+                self._departure.call_off()  # the last step may have gone on for a moment
             self._watch.end()
             if self._machine.state is State.GONE:
                 await self._follow()
@@ -223,6 +227,7 @@ class Handover:
         self._send(messages.Carried(self._machine.handover, len(self._connections)))
         await self._until(lambda: self._machine.state is State.SWITCHED, limit=PATIENCE)
         await self._begin(Step.COMMIT)
+        self._lease.check()
         self._act(self._machine.commit())
         while self._machine.state is State.IN_DOUBT:
             try:
@@ -232,6 +237,7 @@ class Handover:
 
     async def _offer(self) -> None:
         plan, server = self._plan, self._server
+        messages.prepare_messages()
         self._channel = await connect(plan.host, plan.port, self._identity, timeout=PATIENCE)
         self._spawn(self._read(self._channel))
         self._send(
@@ -385,6 +391,7 @@ class Handover:
                     self._send(action)
                 case Do.START_LEASE:
                     self._lease.start(LEASE)
+                    self._pause.begin()
                     self._frozen_at = time.monotonic()
                 case Do.CALL_OFF:
                     if self._has_announced:
@@ -400,6 +407,8 @@ class Handover:
                     self._closed = self._departure.drop()
                 case Do.RECONNECT:
                     self._spawn(self._reconnect())
+        if self._machine.has_ended:
+            self._pause.end()
         self._happened.set()
 
     # Helpers
@@ -431,6 +440,7 @@ class Handover:
 
     async def _close(self) -> None:
         self._lease.stop()
+        self._pause.end()
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()

@@ -20,7 +20,7 @@ from quicferry.server.fields import REQUIRED, Field, Json
 
 from .handover import Handover, HandoverPlan, Running
 from .identity import Identity
-from .report import Outcome, Step
+from .report import Outcome, Step, StepWaits
 
 NOT_WAITING = "NOT_WAITING"
 TOO_LATE = "TOO_LATE"
@@ -31,7 +31,8 @@ class Pace(enum.Enum):
 
     AT_ONCE = "at-once"
     STEP_BY_STEP = "step-by-step"
-    """Each when the command ``proceed`` is given."""
+    """Each when the command ``proceed`` is given. If the connection on which the command
+    ``handover`` came ends, it is aborted, or goes on at once if that is too late."""
 
 
 class HandoverCommands:
@@ -47,6 +48,7 @@ class HandoverCommands:
         self._application = application
         self._handover: Handover | None = None
         self._report: dict[str, Json] | None = None
+        self._pace = Pace.AT_ONCE
         self._waits_for: Step | None = None
         self._proceed = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class HandoverCommands:
                     "pace": Field(fields.choice(Pace), Pace.AT_ONCE),
                 },
                 self._hand_over,
+                self._forsaken,
             ),
             "proceed": Command({}, self._go_on),
             "abort": Command({}, self._abort),
@@ -97,9 +100,9 @@ class HandoverCommands:
             plan,
             Identity.load(Path(given["identity"])),
             tell=server.publish,
-            gate=self._gate if given["pace"] is Pace.STEP_BY_STEP else None,
+            gate=self._gate,
         )
-        self._handover = handover
+        self._handover, self._pace = handover, given["pace"]
         try:
             report = await handover.run()
         finally:
@@ -110,8 +113,11 @@ class HandoverCommands:
         return self._report
 
     async def _gate(self, step: Step) -> None:
+        if self._pace is Pace.AT_ONCE:
+            return
         self._proceed.clear()
         self._waits_for = step
+        self._server.publish(StepWaits(step))
         try:
             await self._proceed.wait()
         finally:
@@ -123,6 +129,15 @@ class HandoverCommands:
             raise ManagementError(NOT_WAITING, "no handover waits for that; see status")
         self._proceed.set()
         return {"phase": step.value}
+
+    def _forsaken(self) -> None:
+        """Wait no longer for who was to let the steps begin."""
+        handover = self._handover
+        if handover is None or self._pace is Pace.AT_ONCE:
+            return
+        if not handover.abort("who asked for it step by step has gone away"):
+            self._pace = Pace.AT_ONCE
+            self._proceed.set()
 
     async def _abort(self, server: Server, given: Fields) -> dict[str, Json]:
         if self._handover is None:

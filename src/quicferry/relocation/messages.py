@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Self
 
 from quicferry.transport import MAX_SNAPSHOT_SIZE, NetworkAddress, SnapshotError
-from quicferry.transport.snapshot_format import Within, pack, unpack
+from quicferry.transport.snapshot_format import Within, pack, prepare, unpack
 from quicferry.transport.snapshot_records import AddressState
 
 from .errors import MessageError
@@ -248,6 +248,12 @@ KINDS: dict[int, type[Message]] = {
 """The first byte of a message; the upper half is the destination's."""
 
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
+
+
+def prepare_messages() -> None:
+    """Get ready to read messages, so that no client has to wait for that."""
+    for kind in KINDS.values():
+        prepare(kind)
 
 
 def encode(message: Message) -> bytes:

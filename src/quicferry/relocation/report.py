@@ -50,6 +50,17 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True)
+class StepWaits(RelocationEvent):
+    """A step of a relocation waits until it is allowed to begin.
+
+    Attributes:
+        step: Which one.
+    """
+
+    step: Step
+
+
+@dataclass(frozen=True)
 class StepBegun(RelocationEvent):
     """A step of a relocation begins.
 

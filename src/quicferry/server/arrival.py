@@ -18,7 +18,13 @@ import asyncio
 
 from quicferry.io import ConnectionProtocol, ConnectionRouter
 from quicferry.protocol import MigrationError
-from quicferry.transport import NetworkAddress, SnapshotError, activate, commit
+from quicferry.transport import (
+    NetworkAddress,
+    SnapshotError,
+    activate,
+    commit,
+    prepare_snapshots,
+)
 
 from .application import Application
 from .departure import FrozenConnection
@@ -42,6 +48,7 @@ class Arrival:
         self, relocator: Relocator, router: ConnectionRouter, application: Application | None
     ) -> None:
         relocator.expect()
+        prepare_snapshots()
         self._loop = asyncio.get_running_loop()
         self._relocator = relocator
         self._router = router

@@ -42,10 +42,12 @@ class Command:
     Attributes:
         fields: Its fields by name.
         run: Does it and returns the result.
+        forsaken: Called when whoever asked for it goes away while it runs. It runs on.
     """
 
     fields: Mapping[str, Field]
     run: Callable[[Server, Fields], Awaitable[dict[str, Json]]]
+    forsaken: Callable[[], None] = lambda: None
 
 
 Commands = Mapping[str, Command]
@@ -131,6 +133,8 @@ async def execute(server: Server, request: Request, commands: Commands) -> dict[
     """
     try:
         return await commands[request.name].run(server, request.fields)
+    except ManagementError:
+        raise
     except RelocationError as exc:
         raise ManagementError(exc.code.name, str(exc)) from exc
     except ConfigurationError as exc:

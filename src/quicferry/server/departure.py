@@ -21,7 +21,13 @@ from dataclasses import dataclass, field
 
 from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
-from quicferry.transport import SnapshotError, freeze, resume_after_freeze, unread_events
+from quicferry.transport import (
+    SnapshotError,
+    freeze,
+    prepare_snapshots,
+    resume_after_freeze,
+    unread_events,
+)
 
 from .application import Application
 from .asgi import AsgiProtocol
@@ -60,6 +66,7 @@ class Departure:
     def __init__(
         self, relocator: Relocator, router: ConnectionRouter, application: Application | None
     ) -> None:
+        prepare_snapshots()
         self._loop = asyncio.get_running_loop()
         self._relocator = relocator
         self._router = router

@@ -2,8 +2,8 @@
 
 Only the user that runs the server may connect (mode 0600). Requests of one connection are worked
 on at the same time and answered as they are done; the ``id`` tells which reply is whose. What is
-wrong with a request is said in its reply, and changes nothing; neither does a client that goes
-away. The schema is in docs/reference/management.md.
+wrong with a request is said in its reply, and changes nothing. What a client that goes away has
+asked for is done all the same. The schema is in docs/reference/management.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import Any
 from .commands import (
     COMMANDS,
     FAILED,
+    Command,
     Commands,
+    Request,
     decode,
     describe_event,
     execute,
@@ -158,6 +160,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._under_way: set[asyncio.Task[None]] = set()
+        self._running: list[Command] = []
 
     async def run(self) -> None:
         """Read requests until there are no more, and answer all."""
@@ -173,6 +176,8 @@ class _Client:
                     task = asyncio.create_task(self._answer(line))
                     self._under_way.add(task)
                     task.add_done_callback(self._under_way.discard)
+            for command in list(self._running):
+                command.forsaken()
             if self._under_way:
                 await asyncio.wait(self._under_way)
         finally:
@@ -188,7 +193,7 @@ class _Client:
             if request.name == "events":
                 await self._subscribe(given)
                 return
-            result = await execute(self._server, request, self._commands)
+            result = await self._execute(request)
             await self._send({"id": given, "ok": True, "result": result})
         except ManagementError as exc:
             await self._refuse(given, exc)
@@ -202,6 +207,14 @@ class _Client:
             if request.name == "shutdown":
                 with suppress(ApplicationError):  # who else waits for the end is told
                     await self._server.close()
+
+    async def _execute(self, request: Request) -> dict[str, Json]:
+        command = self._commands[request.name]
+        self._running.append(command)
+        try:
+            return await execute(self._server, request, self._commands)
+        finally:
+            self._running.remove(command)
 
     async def _subscribe(self, given: Json) -> None:
         events = self._server.events()
@@ -231,7 +244,7 @@ class _Client:
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes | None]:
     """Yield complete lines that are not empty; None for one that is too long."""
     pending, is_skipping = b"", False
-    while data := await reader.read(1 << 16):
+    while data := await _read(reader):
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
             if is_skipping or len(line) > LONGEST_LINE:
@@ -241,6 +254,13 @@ async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes | None]:
                 yield line
         if len(pending) > LONGEST_LINE:
             pending, is_skipping = b"", True
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read(1 << 16)
+    except ConnectionError:
+        return b""  # a client that has not read everything ends in this way
 
 
 def _bind(path: Path) -> socket.socket:

@@ -10,7 +10,7 @@ from .connection import Connection
 from .http3 import Http3Connection
 from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
-from .snapshot import activate, commit, freeze, resume_after_freeze, thaw
+from .snapshot import activate, commit, freeze, prepare_snapshots, resume_after_freeze, thaw
 from .snapshot_events import unread_events
 from .snapshot_format import FORMAT_VERSION, MAX_SNAPSHOT_SIZE, SnapshotError
 
@@ -29,6 +29,7 @@ __all__ = [
     "commit",
     "freeze",
     "network_address",
+    "prepare_snapshots",
     "resume_after_freeze",
     "thaw",
     "unread_events",

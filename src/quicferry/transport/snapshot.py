@@ -5,10 +5,9 @@ The states of a connection that is carried away, and of its copy (`seal` says wh
     source   open --freeze--> frozen --resume_after_freeze--> open
     copy     thaw --> thawed --activate--> provisional --commit--> open
 
-`freeze` first gives up for lost what is in flight, since nobody but the source could make sense of
-its acknowledgement: all of it is queued again, and is in the snapshot as data that waits to be
-sent. The congestion window is not touched by that. What is not carried: qlog traces, the details of
-the congestion controller beyond window and threshold, and the PTO back-off.
+Packets with stream data that are in flight are carried as such; what else is in flight is given up
+for lost, and waits to be sent again (`snapshot_flight`). What is not carried: qlog traces, the
+details of the congestion controller beyond window and threshold, and the PTO back-off.
 
 A source may go on even after its copy was active: no packet number is then used twice. But it does
 not know what the client and the copy have told each other meanwhile, and what the copy has
@@ -29,10 +28,17 @@ from aioquic.quic.connection import QuicConnectionState
 from quicferry.protocol import MigrationProtocol, ServerMigration
 
 from .connection import Connection
+from .http3_state import Http3State
 from .seal import RESERVED_NUMBERS, Seal, SealState
 from .server_side import ServerSide
 from .snapshot_events import CARRIED_EVENTS, capture_events, restore_events
-from .snapshot_format import SnapshotError, decode, encode
+from .snapshot_flight import (
+    capture_flight,
+    postpone_flight,
+    restore_flight,
+    separate_flight,
+)
+from .snapshot_format import SnapshotError, decode, encode, prepare
 from .snapshot_handshake import begin_after_handshake
 from .snapshot_migration import capture_migration, restore_migration
 from .snapshot_parts import (
@@ -68,6 +74,12 @@ _ONE_RTT = tls.Epoch.ONE_RTT
 _ROUTING_EVENTS = (events.ConnectionIdIssued, events.ConnectionIdRetired)
 
 
+def prepare_snapshots() -> None:
+    """Get ready to freeze and thaw; the first snapshot takes some milliseconds longer otherwise."""
+    for kind in (Snapshot, Http3State):
+        prepare(kind)
+
+
 def freeze(connection: Connection, *, now: float) -> bytes:
     """Seal a server's connection, and return what it is.
 
@@ -85,7 +97,7 @@ def freeze(connection: Connection, *, now: float) -> bytes:
     obstacle = _obstacle(connection)
     if obstacle is not None:
         raise SnapshotError(f"the connection cannot be frozen: {obstacle}")
-    _give_up_flight(connection, now)
+    separate_flight(connection, now)
     data = encode(_capture(connection, now))
     connection._seal.state = SealState.FROZEN
     connection._seal.silent_since = now
@@ -186,6 +198,7 @@ def _let_time_run(connection: Connection, now: float) -> None:
     pause = now - connection._seal.silent_since
     assert connection._close_at is not None, "the idle timer runs from the first datagram on"
     connection._close_at += pause
+    postpone_flight(connection, pause, now)
     for path in connection._network_paths:
         if path.validation_deadline is not None:
             path.validation_deadline += pause
@@ -227,16 +240,6 @@ def _check_fit(snapshot: Snapshot, configuration: QuicConfiguration) -> None:
         )
 
 
-def _give_up_flight(connection: Connection, now: float) -> None:
-    space = connection._spaces[_ONE_RTT]
-    packets = list(space.sent_packets.values())
-    if space.ack_eliciting_in_flight:
-        # As after a probe timeout: a PING that was lost is replaced by one.
-        connection._probe_pending = True
-    connection._loss._on_packets_lost(congestion_event=False, now=now, packets=packets, space=space)
-    space.loss_time = None
-
-
 def _capture(connection: Connection, now: float) -> Snapshot:
     close_at = connection._close_at
     assert close_at is not None, "the idle timer runs from the first datagram on"
@@ -269,6 +272,7 @@ def _capture(connection: Connection, now: float) -> Snapshot:
         local=capture_local(connection),
         remote=capture_remote(connection),
         streams=capture_streams(connection),
+        flight=capture_flight(connection, now),
         streams_blocked_pending=connection._streams_blocked_pending,
         crypto_sender=capture_sender(crypto.sender),
         crypto_receiver=capture_receiver(crypto.receiver),
@@ -309,6 +313,7 @@ def _restore(connection: Connection, snapshot: Snapshot, now: float) -> None:
     restore_local(connection, snapshot.local)
     restore_remote(connection, snapshot.remote)
     restore_streams(connection, snapshot.streams)
+    restore_flight(connection, snapshot.flight, now)
     connection._streams_blocked_pending = snapshot.streams_blocked_pending
     crypto = connection._crypto_streams[_ONE_RTT]
     restore_sender(crypto.sender, snapshot.crypto_sender)

@@ -110,6 +110,11 @@ def decode(data: bytes, kind: type[_RecordT], form: Form = CONNECTION) -> _Recor
     return result
 
 
+def prepare(kind: Any) -> None:
+    """Get ready to read records of a kind; the first one takes some milliseconds otherwise."""
+    _reader(kind)
+
+
 def pack(record: Any) -> bytes:
     """Return a dataclass as a MessagePack array of its fields in order, without an envelope."""
     content: bytes = msgpack.packb(_plain(record))

@@ -250,8 +250,37 @@ class StreamState:
     max_data_local_sent: Limit
     max_data_remote: Number
     consumed: Limit | None
-    sender: SenderState
-    receiver: ReceiverState
+    sender: SenderState | None
+    receiver: ReceiverState | None
+
+    def __post_init__(self) -> None:
+        kind = self.stream_id % 4  # RFC 9000 2.1
+        demand((self.sender is None) == (kind == 2), "a stream that cannot be written to")
+        demand((self.receiver is None) == (kind == 3), "a stream that cannot be read from")
+
+
+MOST_PACKETS, MOST_FRAMES = 1 << 16, 1000
+"""Packets in flight that are carried, and frames with stream data in one of them."""
+
+
+@dataclass(frozen=True)
+class SentDataState:
+    """Stream data in a packet that is in flight."""
+
+    stream_id: Number
+    start: Number
+    stop: Number
+    is_end: bool
+
+
+@dataclass(frozen=True)
+class SentPacketState:
+    """A packet with stream data that is in flight."""
+
+    number: Number
+    size: Annotated[int, Within(0, 0xFFFF)]
+    sent_ago: Annotated[float, Within(0, 1e9)]
+    data: Annotated[tuple[SentDataState, ...], Within(1, MOST_FRAMES)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -339,6 +368,7 @@ class Snapshot:
     local: LocalState
     remote: RemoteState
     streams: Annotated[tuple[StreamState, ...], Within(0, 1 << 20)]
+    flight: Annotated[tuple[SentPacketState, ...], Within(0, MOST_PACKETS)]
     streams_blocked_pending: bool
     crypto_sender: SenderState
     crypto_receiver: ReceiverState
@@ -361,6 +391,9 @@ class Snapshot:
         starts, stops = self.peer_sequences[::2], self.peer_sequences[1::2]
         demand(sum(stops) - sum(starts) <= 1 << 16, "more connection IDs than anybody uses")
         demand(len({s.stream_id for s in self.streams}) == len(self.streams), "a stream twice")
+        numbers = [packet.number for packet in self.flight]
+        demand(numbers == sorted(set(numbers)), "packets in flight out of order")
+        demand(not numbers or numbers[-1] < self.packets.next_number, "a packet of the future")
         local = self.local
         for stream in self.streams:
             opened = (

@@ -158,6 +158,14 @@ def _code(error_code: int | None) -> int | None:
     return None if error_code is None else int(error_code)
 
 
+def _is_readable(stream_id: int) -> bool:
+    return stream_is_client_initiated(stream_id) or not stream_is_unidirectional(stream_id)
+
+
+def _is_writable(stream_id: int) -> bool:
+    return not (stream_is_client_initiated(stream_id) and stream_is_unidirectional(stream_id))
+
+
 def capture_streams(connection: Connection) -> tuple[StreamState, ...]:
     """Return the streams, in the order in which it is their turn to be served."""
     return tuple(
@@ -168,8 +176,8 @@ def capture_streams(connection: Connection) -> tuple[StreamState, ...]:
             max_data_local_sent=stream.max_stream_data_local_sent,
             max_data_remote=stream.max_stream_data_remote,
             consumed=connection._consumed.get(stream.stream_id),
-            sender=capture_sender(stream.sender),
-            receiver=capture_receiver(stream.receiver),
+            sender=capture_sender(stream.sender) if _is_writable(stream.stream_id) else None,
+            receiver=capture_receiver(stream.receiver) if _is_readable(stream.stream_id) else None,
         )
         for stream in connection._streams_queue
         if stream.stream_id is not None
@@ -179,19 +187,19 @@ def capture_streams(connection: Connection) -> tuple[StreamState, ...]:
 def restore_streams(connection: Connection, states: Iterable[StreamState]) -> None:
     """Go on with the streams."""
     for state in states:
-        is_theirs = stream_is_client_initiated(state.stream_id)
-        is_one_way = stream_is_unidirectional(state.stream_id)
         stream = QuicStream(
             stream_id=state.stream_id,
             max_stream_data_local=state.max_data_local,
             max_stream_data_remote=state.max_data_remote,
-            readable=is_theirs or not is_one_way,
-            writable=not (is_theirs and is_one_way),
+            readable=_is_readable(state.stream_id),
+            writable=_is_writable(state.stream_id),
         )
         stream.is_blocked = state.is_blocked
         stream.max_stream_data_local_sent = state.max_data_local_sent
-        restore_sender(stream.sender, state.sender)
-        restore_receiver(stream.receiver, state.receiver)
+        if state.sender is not None:
+            restore_sender(stream.sender, state.sender)
+        if state.receiver is not None:
+            restore_receiver(stream.receiver, state.receiver)
         connection._streams[state.stream_id] = stream
         connection._streams_queue.append(stream)
         if state.consumed is not None:

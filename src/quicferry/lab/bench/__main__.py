@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from . import loopback, scale, simulated, snapshots
+from . import handover, loopback, scale, simulated, snapshots
 from .report import Figure, as_json
 
 _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -14,6 +14,7 @@ _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "scale": scale.figures,
     "snapshots": snapshots.figures,
     "loopback": loopback.figures,
+    "handover": handover.figures,
 }
 
 

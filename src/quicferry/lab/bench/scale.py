@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import pull_quic_header
@@ -25,6 +24,7 @@ from quicferry.protocol import (
 )
 from quicferry.transport import Connection, NetworkAddress
 
+from ..memory import resident_memory
 from .report import Figure
 
 _CONNECTIONS = 1000
@@ -76,10 +76,10 @@ def figures() -> Iterator[Figure]:
     """Measure, and yield each figure as it is known."""
     Pair(0)  # loads what is loaded once
     gc.collect()
-    memory = _resident_bytes()
+    memory = resident_memory()
     pairs = [Pair(number) for number in range(_CONNECTIONS)]
     gc.collect()
-    per_connection = (_resident_bytes() - memory) / len(pairs) / 2
+    per_connection = (resident_memory() - memory) / len(pairs) / 2
 
     started = [pair.now for pair in pairs]
     start = time.process_time()
@@ -114,10 +114,3 @@ def _is_ready(server: Connection) -> bool:
         if isinstance(event, MigrationReady):
             return True
     return False
-
-
-def _resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmRSS; this measurement needs Linux")

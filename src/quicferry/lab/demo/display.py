@@ -135,9 +135,12 @@ def print_result(console: Console, result: DemoResult) -> None:
     say()
     say(service_time_chart(result, width=min(CHART_WIDTH, console.width - 1)))
     say()
-    closed = [str(plan.id) for plan, report in result.clients if report.closed_for_migration]
+    closed = [str(plan.id) for plan, report in result.clients if report.reconnects]
     if closed:
-        say(f'closed with "server migrated", for want of the extension: client {", ".join(closed)}')
+        say(
+            'closed with "server migrated", for want of the extension, and connected again: '
+            f"client {', '.join(closed)}"
+        )
     for problem in result.problems:
         say(f"FAILED: {problem}", "bold red")
     if result.ok:
@@ -153,7 +156,7 @@ def _client_table(result: DemoResult) -> Table:
 
 
 def _client_row(result: DemoResult, plan: ClientPlan, report: ClientReport) -> list[str]:
-    moved = "closed" if report.closed_for_migration else "yes" if report.migrations else "no"
+    moved = "again" if report.reconnects else "yes" if report.migrations else "no"
     return [
         str(plan.id),
         plan.protocol,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quicferry.client import HttpClient, connect
-from quicferry.io import ConnectionLost, DatagramLink
+from quicferry.io import ConnectFailed, ConnectionLost, DatagramLink
 from quicferry.lab.demo import content
 from quicferry.lab.demo.content import Verifier, WrongBodyError
 from quicferry.lab.demo.results import Arrival, ClientProgress, ClientReport, Gap, Sample
@@ -39,11 +39,14 @@ from quicferry.transport import (
 )
 
 ECHO_SIZE = 1024
-LARGE_DOWNLOAD = 256 * 1024
+LARGE_DOWNLOAD = 64 * 1024
 """Bytes of each of the downloads that follow one another beside the small requests."""
 DOWNLOADS = 2
 """How many of them are under way, so that there is always something on the path."""
 REQUEST_TIMEOUT = 20.0
+RETRY_INTERVAL = 0.005
+COME_AGAIN = ("server migrated", "the server is about to move")
+"""What the server says to clients that cannot follow it, at the beginning of the reason."""
 SHORTEST_GAP = 0.001
 MOST_ERRORS = 10
 SEARCHING_PROTOCOLS = MigrationProtocol.EXPLICIT | MigrationProtocol.POOL_OF_ADDRESSES
@@ -127,6 +130,8 @@ class ClientLoad:
         self._settings = settings
         self._status = "connecting"
         self._closed_for_migration = False
+        self._reconnects = 0
+        self._at = settings.server
         self._http: HttpClient | None = None
         self._watch: _Watch | None = None
         self._rng = random.Random(plan.seed)
@@ -144,7 +149,17 @@ class ClientLoad:
         Raises:
             QuicferryError: The client could not connect.
         """
-        server = Address.parse(self._settings.server)
+        await self._visit(self._settings.server, connected, begin, stop)
+
+    async def _visit(
+        self,
+        address: str,
+        connected: Callable[[], None],
+        begin: asyncio.Event,
+        stop: asyncio.Event,
+    ) -> None:
+        """Connect to the server at an address, and keep it busy."""
+        server = Address.parse(address)
         async with connect(
             str(server.host),
             server.port,
@@ -158,13 +173,36 @@ class ClientLoad:
             connected()
             await begin.wait()
             self._status = "running"
-            self.tally.waiting(time.monotonic())
+            if self.tally.last_response_at is None:
+                self.tally.waiting(time.monotonic())
             downloads = [asyncio.create_task(self._downloads(http, stop)) for _ in range(DOWNLOADS)]
             await self._requests(http, stop)
             await asyncio.gather(*downloads)
             if self._status == "running":
                 self.tally.end_gap(time.monotonic())
                 self._status = "done"
+            coming = None
+            if self._closed_for_migration and not stop.is_set():
+                self._closed_for_migration = False
+                coming = asyncio.create_task(self._come_again(begin, stop))
+        if coming is not None:
+            await coming
+
+    async def _come_again(self, begin: asyncio.Event, stop: asyncio.Event) -> None:
+        """Connect to where the server has gone, as somebody would who has looked up its name."""
+        address = next(each for each in self._settings.paths if each != self._at)
+        self._at = address
+        self._reconnects += 1
+        until = time.monotonic() + REQUEST_TIMEOUT
+        while True:
+            try:
+                await self._visit(address, lambda: None, begin, stop)
+            except ConnectFailed:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                return
 
     def probe(self) -> None:
         """Look for the server now, as the proactive policy does when it is told to."""
@@ -194,7 +232,7 @@ class ClientLoad:
         return ClientReport(
             id=self.plan.id,
             status=self._status,
-            closed_for_migration=self._closed_for_migration,
+            reconnects=self._reconnects,
             requests_ok=tally.requests_ok,
             requests_failed=tally.requests_failed,
             bytes_verified=tally.bytes_verified,
@@ -325,7 +363,7 @@ class ClientLoad:
     def _lost(self, error: ConnectionLost) -> None:
         if self._status != "running":
             return
-        if error.reason == "server migrated" and not self.plan.has_extension:
+        if error.reason.startswith(COME_AGAIN) and not self.plan.has_extension:
             self._closed_for_migration = True
             self._status = "closed: server migrated"
             return

@@ -19,6 +19,7 @@ from typing import Any
 from quicferry.lab.demo.processes import Child, DemoError, child
 from quicferry.lab.demo.results import Relocation
 from quicferry.lab.demo.settings import Settings, Technique
+from quicferry.lab.memory import resident_memory
 from quicferry.relocation.identity import make_identities
 from quicferry.server import ManagementClient
 from quicferry.server.certificate import self_signed
@@ -208,8 +209,8 @@ class Handover(Mover):
             raise DemoError(f"not every client completed its migration: {report}")
         phases = report["phases"]
         stage.note(
-            f"silent for {report['silence'] * 1000:.1f} ms; all migrations completed "
-            f"{phases['follow'] * 1000:.1f} ms after that"
+            f"{report['bytes']} bytes of state, silent for {report['silence'] * 1000:.1f} ms; "
+            f"all migrations completed {phases['follow'] * 1000:.1f} ms after that"
         )
         imminent_at = report["started_at"] + phases["offer"]
         switched_at = report["owned_at"]
@@ -221,6 +222,7 @@ class Handover(Mover):
             switched_at=switched_at,
             completed_at=switched_at + phases["follow"],
             phases=phases,
+            memory=tuple(resident_memory(agent.listening["pid"]) for agent in self._agents),
         )
 
     async def _tell(self, events: AsyncIterator[dict[str, Any]]) -> None:

@@ -74,7 +74,8 @@ class ClientReport:
     Attributes:
         id: of the client.
         status: "done", or why the client ended before the others.
-        closed_for_migration: whether the server closed it because it was about to move.
+        reconnects: how often it had to connect again, because the server had closed it when it
+            moved.
         requests_ok: requests whose response was right.
         requests_failed: requests that failed, the large download included.
         bytes_verified: bytes of responses that were checked and found right.
@@ -87,7 +88,7 @@ class ClientReport:
 
     id: int
     status: str
-    closed_for_migration: bool
+    reconnects: int
     requests_ok: int
     requests_failed: int
     bytes_verified: int
@@ -132,6 +133,7 @@ class Relocation:
         switched_at: when it was at the destination, and could be heard there.
         completed_at: when all clients had followed.
         phases: of a handover, the seconds that each of its phases took.
+        memory: of a handover, what each agent has in RAM after it, in bytes.
     """
 
     source: str
@@ -141,6 +143,7 @@ class Relocation:
     switched_at: float
     completed_at: float
     phases: dict[str, float] | None = None
+    memory: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class DemoResult:
 
         None for a client that was not there any more.
         """
-        if not report.migrations:
+        if not (report.migrations or report.reconnects):
             return None
         switches = [relocation.switched_at for relocation in self.relocations]
         return max(
@@ -247,6 +250,7 @@ class DemoResult:
             "gap_at_switch_ms": _ms(self.gap_at_switch(report)),
             "longest_gap_at_ms": _ms(report.longest_gap.started - self.started),
             "migrations": report.migrations,
+            "reconnects": report.reconnects,
             "service_time_median_ms": _ms(median(times) if times else None),
             "service_time_max_ms": _ms(times[-1] if times else None),
             "status": report.status,

@@ -1,115 +1,41 @@
-"""A handover on the simulated network, with real connections, and everything that can go wrong.
+"""The two ends of a handover on the simulated network, with real connections.
 
-A `World` has a source, the one of a `Pair`, and one instance of a destination after the other. Both
-are processes that do one thing at a time: take an input, or carry out one action. Before each of
-these steps a fault may strike, and before each message arrives. The channel between them does whatever a link may do, and more: a
-message may be lost, late, or come again, also after the link that it was sent on is gone; but never
-at another instance than that it was sent to.
-
-Checked all the time: nobody sends while or after somebody else does. (That no packet number is used
-twice with a key is checked by the simulation's observer.)
+Both are processes that do one thing at a time: take an input, or carry out one action of their
+machine. A fault may strike before each of these steps. `handing_over` has what is between them, and
+what can go wrong.
 """
 
 from __future__ import annotations
 
-import copy
-import enum
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aioquic.quic.events import ConnectionIdIssued
-from simulated_pair import AWAY, HOME, Pair
+from simulated_pair import AWAY
 
-from quicferry.lab.simulation import Datagram, InvariantError, Responder, ServerEndpoint, ServerHost
+from quicferry.lab.simulation import Responder, ServerEndpoint, ServerHost
 from quicferry.lab.simulation.errors import SimulationError
 from quicferry.relocation import destination, source
 from quicferry.relocation.destination import HOLD, DestinationMachine
 from quicferry.relocation.errors import HandoverError
 from quicferry.relocation.history import History
-from quicferry.relocation.messages import (
-    Carried,
-    Carry,
-    CarryState,
-    Message,
-    Offer,
-    decode,
-    encode,
-)
+from quicferry.relocation.messages import Carried, Carry, CarryState, Message, Offer
 from quicferry.relocation.source import LEASE, SourceMachine
-from quicferry.transport import (
-    Connection,
-    activate,
-    commit,
-    freeze,
-    resume_after_freeze,
-    thaw,
-)
+from quicferry.transport import Connection, activate, commit, freeze, resume_after_freeze, thaw
+
+if TYPE_CHECKING:
+    from relocation.handing_over import Link, World
 
 STEP = 0.0002
 """Seconds that a step takes."""
-DELAY = 0.004
-"""Seconds that a message takes."""
-SOON, UNNOTICED = 0.01, 5.0
-"""Seconds until an end of a link notices that it is lost: with a sign of it, or without."""
-RECONNECT_AFTER = RESTART_AFTER = 0.25
-LATE = 1.0
-"""Seconds that messages take which get through although their link is lost."""
+SOON = 0.01
+"""Seconds until an end of a link notices that it is lost, if something tells it."""
+RECONNECT_AFTER = 0.25
 PATIENCE = 10.0
 """Seconds that the source waits for the destination before it freezes anything."""
-PAUSE = 2.0
-LONG = LEASE + 10
-"""Seconds: longer than any lease."""
-
-Actions = list[source.Do | Message] | list[destination.Do | Message]
-
-
-class Fault(enum.Enum):
-    """What can strike before a step."""
-
-    CRASH_SOURCE = enum.auto()
-    CRASH_DESTINATION = enum.auto()
-    """Its host is gone; nobody answers any more."""
-    RESTART_DESTINATION = enum.auto()
-    """Another instance answers soon."""
-    FAIL_DESTINATION = enum.auto()
-    """It gives up by itself."""
-    ABORT = enum.auto()
-    """The orchestrator wants it back, or is gone and its end says so."""
-    ORCHESTRATOR_GONE = enum.auto()
-    """It will not say go."""
-    LOSE_LINK = enum.auto()
-    LOSE_LINK_LATE = enum.auto()
-    """What is under way still arrives, later."""
-    LOSE_LINK_AT_SOURCE = enum.auto()
-    """The destination does not notice."""
-    LOSE_LINK_AT_DESTINATION = enum.auto()
-    """The source notices late."""
-    CUT = enum.auto()
-    """There is no other link for longer than the lease."""
-    PAUSE_SOURCE = enum.auto()
-    PAUSE_DESTINATION = enum.auto()
-    STOP_SOURCE = enum.auto()
-    """Like a pause, but longer than the lease."""
-    STOP_DESTINATION = enum.auto()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What goes wrong.
-
-    Attributes:
-        faults: By the number of the step that they strike before.
-        fates: Seconds that a message is late, by its number; None: it never arrives.
-        echoes: After so many seconds each message comes again.
-        later: Faults that strike at a time: so many seconds after the beginning.
-    """
-
-    faults: Mapping[int, Fault] = field(default_factory=dict)
-    fates: Mapping[int, float | None] = field(default_factory=dict)
-    echoes: tuple[float, ...] = ()
-    later: tuple[tuple[float, Fault], ...] = ()
 
 
 class Process:
@@ -151,6 +77,7 @@ class Process:
         return not self._tasks
 
     def die(self) -> None:
+        """Do nothing any more."""
         self.alive = False
         self._silence()
 
@@ -193,27 +120,6 @@ class Process:
 
     def _may_run(self) -> bool:
         return self.alive and not self._stopped and bool(self._tasks)
-
-
-class Link:
-    """A connection between the source and one instance of the destination."""
-
-    def __init__(self, world: World, agent: Agent) -> None:
-        self.agent = agent
-        self.is_lost = False
-        self.is_late = False
-        self._world = world
-
-    def lose(self, *, source: float = SOON, agent: float = SOON) -> None:
-        """Break; the two ends notice after so many seconds."""
-        if not self.is_lost:
-            self.is_lost = True
-            for process, delay in ((self._world.source, source), (self.agent, agent)):
-                self._world.network.call_later(delay, partial(self.tell, process))
-
-    def tell(self, process: Process) -> None:
-        """Let one end notice that this link is lost."""
-        process.post(partial(process.lost, self))
 
 
 class Source(Process):
@@ -328,7 +234,7 @@ class Source(Process):
         handover, connection = self.machine.handover, self.endpoint.migrating
         application = self.endpoint.application
         snapshot = freeze(connection, now=self.world.network.now)
-        self.world.exported[handover] = copy.deepcopy(
+        self.world.exported[handover] = deepcopy(
             {key: value for key, value in vars(application).items() if key != "_endpoint"}
         )
         self.endpoint.flush()
@@ -382,15 +288,10 @@ class Agent(Process):
 
     def receive(self, message: Message, link: Link) -> None:
         reception = self.receptions.get(message.handover)
-        if reception is None and isinstance(message, Offer):
-            if not self.history.knows(message.handover):
-                reception = Reception(DestinationMachine(message, self.history), link)
-                self.receptions[message.handover] = reception
-                self.post(partial(self._bind, reception))
-                if link.is_lost:
-                    self.world.network.call_later(SOON, partial(link.tell, self))
-                return
-        if reception is not None:
+        knows = self.history.knows(message.handover)
+        if reception is None and isinstance(message, Offer) and not knows:
+            self._begin(message, link)
+        elif reception is not None:
             if not link.is_lost:
                 reception.link = link
             machine = reception.machine
@@ -413,6 +314,13 @@ class Agent(Process):
         owners = [it for it in self.receptions.values() if it.machine.owns]
         assert len(owners) <= 1
         return owners[0] if owners else None
+
+    def _begin(self, offer: Offer, link: Link) -> None:
+        reception = Reception(DestinationMachine(offer, self.history), link)
+        self.receptions[offer.handover] = reception
+        self.post(partial(self._bind, reception))
+        if link.is_lost:
+            self.world.network.call_later(SOON, partial(link.tell, self))
 
     def _bind(self, reception: Reception) -> None:
         if reception.machine.has_ended:
@@ -469,8 +377,10 @@ class Agent(Process):
                 self.post(partial(self._take, reception, machine.switched))
             case destination.Do.ACTIVATE:
                 reception.has_lived = True
-                activate(_endpoint(reception).migrating, now=now)
-                _endpoint(reception).flush()
+                copy = _endpoint(reception)
+                activate(copy.migrating, now=now)
+                copy.migrating.send_ping(0)  # so that one that must not live is seen at once
+                copy.flush()
             case destination.Do.LIFT:
                 commit(_endpoint(reception).migrating)
                 _endpoint(reception).flush()
@@ -506,185 +416,3 @@ class Agent(Process):
 def _endpoint(reception: Reception) -> ServerEndpoint:
     assert reception.endpoint is not None
     return reception.endpoint
-
-
-class World:
-    """Source, destination, and what is between them."""
-
-    def __init__(self, it: Pair, plan: Plan) -> None:
-        self.it = it
-        self.plan = plan
-        self.network = it.network
-        self.steps = 0
-        self.messages: list[str] = []
-        self.handovers: list[SourceMachine] = []
-        self.has_orchestrator = True
-        self.exported: dict[bytes, dict[str, object]] = {}
-        self.frozen_at: dict[bytes, float] = {}
-        self.copies: dict[str, tuple[Agent, Reception]] = {}
-        self.agents = 0
-        self.source = Source(self)
-        self.agent = self._start_agent()
-        self._cut_until = 0.0
-        self.aborted_in_time = False
-        it.network.taps.append(self._watch)
-        for delay, fault in plan.later:
-            self.network.call_later(delay, partial(self._strike_later, fault))
-
-    def begin(self) -> None:
-        """Begin a handover."""
-        self.source.begin(bytes([len(self.handovers)]) * 16)
-        self.handovers.append(self.source.machine)
-
-    def recover(self) -> None:
-        """Let everything be well from now on."""
-        self.plan = Plan(echoes=self.plan.echoes)
-        self.has_orchestrator = True
-        self._cut_until = 0.0
-        self._restart_agent()
-        self.source.go_on()
-        self.agent.go_on()
-
-    @property
-    def has_restarted(self) -> bool:
-        """Whether an instance of the destination has died."""
-        return self.agents > 1 or not self.agent.alive
-
-    @property
-    def has_lived(self) -> bool:
-        """Whether any copy has lived."""
-        return any(reception.has_lived for _, reception in self.copies.values())
-
-    def connect(self) -> Link | None:
-        """A link from the source to the destination, if there is a way."""
-        if self.network.now < self._cut_until or not self.agent.alive:
-            return None
-        return Link(self, self.agent)
-
-    def send(self, link: Link, receiver: Process, message: Message) -> None:
-        """Send a message over a link."""
-        number = len(self.messages)
-        self.messages.append(type(message).__name__)
-        data = encode(message)
-        fate = self.plan.fates.get(number, 0.0)
-        if link.is_lost:
-            return
-        if fate is not None:
-            first = partial(self._arrive, link, receiver, data)
-            self.network.call_later(DELAY + fate, first)
-        for echo in self.plan.echoes:
-            self.network.call_later(DELAY + echo, partial(self._deliver, link, receiver, data))
-
-    def _arrive(self, link: Link, receiver: Process, data: bytes) -> None:
-        self.before_step()
-        if not link.is_lost:
-            self._deliver(link, receiver, data)
-        elif link.is_late:
-            self.network.call_later(LATE, partial(self._deliver, link, receiver, data))
-
-    def _deliver(self, link: Link, receiver: Process, data: bytes) -> None:
-        message = decode(data)
-        receiver.post(partial(receiver.receive, message, link))
-
-    # Faults
-
-    def before_step(self) -> None:
-        """Let strike what is planned for this step."""
-        fault = self.plan.faults.get(self.steps)
-        self.steps += 1
-        if fault is not None:
-            self.strike(fault)
-
-    def _strike_later(self, fault: Fault) -> None:
-        if self.plan.later:
-            self.strike(fault)
-
-    def strike(self, fault: Fault) -> None:
-        """Let something go wrong now."""
-        link = self.source.link
-        match fault:
-            case Fault.CRASH_SOURCE:
-                self.source.die()
-                if link is not None:
-                    link.lose()
-            case Fault.CRASH_DESTINATION:
-                self.agent.die()
-                if link is not None:
-                    link.lose(source=UNNOTICED)
-            case Fault.RESTART_DESTINATION:
-                self.agent.die()
-                if link is not None:
-                    link.lose()
-                self.network.call_later(RESTART_AFTER, self._restart_agent)
-            case Fault.FAIL_DESTINATION:
-                self.agent.do_first([self.agent.fail])
-            case Fault.ABORT:
-                self.source.do_first([self.source.abort])
-            case Fault.ORCHESTRATOR_GONE:
-                self.has_orchestrator = False
-            case Fault.PAUSE_SOURCE:
-                self.source.stop(PAUSE)
-            case Fault.STOP_SOURCE:
-                self.source.stop(LONG)
-            case Fault.PAUSE_DESTINATION:
-                self.agent.stop(PAUSE)
-            case Fault.STOP_DESTINATION:
-                self.agent.stop(LONG)
-            case Fault.CUT:
-                self._cut_until = self.network.now + LONG
-        if link is not None:
-            match fault:
-                case Fault.LOSE_LINK | Fault.CUT:
-                    link.lose()
-                case Fault.LOSE_LINK_LATE:
-                    link.is_late = True
-                    link.lose()
-                case Fault.LOSE_LINK_AT_SOURCE:
-                    link.lose(agent=LONG)
-                case Fault.LOSE_LINK_AT_DESTINATION:
-                    link.lose(source=UNNOTICED)
-
-    def _start_agent(self) -> Agent:
-        self.agents += 1
-        return Agent(self, self.agents)
-
-    def _restart_agent(self) -> None:
-        if not self.agent.alive:
-            self.agent = self._start_agent()
-
-    # What must hold
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether nobody waits for anybody any more."""
-        if self.source.alive and not (self.source.machine.has_ended and self.source.is_idle):
-            return False
-        return not self.agent.alive or (
-            self.agent.is_idle
-            and all(
-                reception.deadline is None or reception.machine.has_ended
-                for reception in self.agent.receptions.values()
-            )
-        )
-
-    def _watch(self, datagram: Datagram) -> None:
-        sender, now = self.it.simulation.observer.sender, self.network.now
-        if sender == self.source.endpoint.name:
-            assert datagram.source == HOME
-            self._demand(self.source.alive, "the source sent, and is dead")
-            self._demand(not self.source.is_silent, "the source sent, and is to be silent")
-            for agent, reception in self.copies.values():
-                alive = agent.alive and reception.has_lived
-                self._demand(not alive, "the source sent beside a copy that lives")
-            self.source.sent_at = now
-        elif sender in self.copies:
-            assert datagram.source == AWAY
-            agent, reception = self.copies[sender]
-            self._demand(agent.alive, "a copy sent, and is dead")
-            self._demand(reception.machine.owns, "a copy sent without being the owner")
-            alone = self.source.sent_at <= self.frozen_at[reception.machine.handover]
-            self._demand(alone, "a copy sent beside a source that went on")
-
-    def _demand(self, condition: bool, otherwise: str) -> None:
-        if not condition:
-            raise InvariantError(otherwise)

@@ -1,0 +1,232 @@
+"""`quicferry migrate`: a server goes from one process to another, or stays and it is said why."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from loopback import at, demo_app, free_port, time_limit
+from relocation.agents import agent_at
+from relocation.parties import APPLICATION, DESTINATION, SOURCE, STEPS, Client, Party, Stage, stage
+
+from quicferry.client import RequestFailed
+from quicferry.protocol import MigrationProtocol
+from quicferry.relocation import make_identities
+
+__all__ = ["time_limit"]
+
+SLOW = """
+import asyncio
+from quicferry.lab.demo.app import app as demo
+
+released = asyncio.Event()
+
+async def app(scope, receive, send):
+    if scope["type"] == "http" and scope["path"] == "/go":
+        released.set()
+    elif scope["type"] == "http" and scope["path"] == "/slow":
+        await released.wait()
+    else:
+        return await demo(scope, receive, send)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"done"})
+"""
+
+
+@pytest.fixture
+async def cast(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with stage(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Stage]:
+    """Servers whose application answers /slow once it was asked for /go."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    async with stage(tmp_path, "slow:app") as made:
+        yield made
+
+
+async def ends(party: Party, status: int) -> None:
+    """Wait for the end of a process, and check its status."""
+    assert await party.end() == status, party.account()
+
+
+async def meanwhile(client: Client, method: str, path: str) -> asyncio.Task[bytes]:
+    """Send a request that the server is at work on when this returns."""
+
+    async def ask() -> bytes:
+        return (await client.http.request(method, path)).body
+
+    asked = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    await client.work()  # what was sent before it has arrived
+    return asked
+
+
+async def test_a_server_is_moved(cast: Stage) -> None:
+    migrate = await cast.migrate("--timeout", "1")
+    await cast.agent.hears("Adopted")
+    await cast.served_at(cast.destination)
+    await ends(migrate, 0)
+    *told, report = migrate.said
+    begun = [event["step"] for event in told if event["event"] == "StepBegun"]
+    assert begun == [event["step"] for event in told if event["event"] == "StepEnded"]
+    assert begun == list(report["phases"])
+    assert set(STEPS) <= set(begun)
+    assert all(event["seconds"] >= 0 for event in told if event["event"] == "StepEnded")
+    assert (report["outcome"], report["reason"]) == ("committed", "")
+    assert (report["source"], report["destination"]) == (cast.source, cast.destination)
+    assert len(report["connections"]) == len(cast.clients)
+    assert migrate.errors == ""
+    await ends(cast.server, 0)
+    assert cast.server.said[-1] == {"event": "stopped"}
+    assert not cast.socket.exists()
+    serving = await cast.agent.hears("serving")
+    assert serving["address"] == cast.destination
+
+
+async def test_people_are_told(cast: Stage) -> None:
+    migrate = await cast.run(
+        *("migrate", "--from", cast.socket, "--to", cast.agent_address),
+        *("--identity", cast.identity(SOURCE), "--timeout", "0.1"),
+    )
+    await ends(migrate, 0)
+    lines = migrate.text.splitlines()
+    assert lines[0].startswith(
+        f"moved from {cast.source} to {cast.destination}: {len(cast.clients)} connections, "
+    )
+    assert lines[1].startswith("silent for ")
+    steps = [line.split()[0] for line in migrate.errors.splitlines()]
+    assert steps == [*STEPS[:-2], "switch", *STEPS[-2:]]
+
+
+async def test_the_address_can_be_given(cast: Stage) -> None:
+    elsewhere = at("127.0.0.3", free_port("127.0.0.3"))
+    for client in [*cast.clients]:  # those of a pool go nowhere else
+        if client.protocol is MigrationProtocol.POOL_OF_ADDRESSES:
+            cast.clients.remove(client)
+            client.http.close()
+    migrate = await cast.migrate("--address", str(elsewhere), "--timeout", "1")
+    await cast.agent.hears("Adopted", address=str(elsewhere))
+    await cast.served_at(str(elsewhere))
+    await ends(migrate, 0)
+    assert migrate.said[-1]["destination"] == str(elsewhere)
+
+
+async def test_what_cannot_be_moved_stays(cast: Stage, tmp_path: Path) -> None:
+    async def stays(agent: str, *remedies: str) -> None:
+        migrate = await cast.migrate(agent=agent)
+        await ends(migrate, 1)
+        report = migrate.said[-1]
+        assert (report["outcome"], report["failed_phase"]) == ("rolled-back", "offer")
+        for remedy in remedies:
+            assert remedy in report["reason"]
+        await cast.served_at(cast.source)
+
+    identities = {host: cast.identity(host) for host in (SOURCE, DESTINATION)}
+    async with agent_at(DESTINATION, 4433, identities, demo_app, application="other:app") as agent:
+        reason = f"the source runs {APPLICATION}, and the agent other:app"
+        await stays(str(agent.address), reason, "start an agent with the same application")
+    strangers = make_identities(tmp_path / "strangers", [SOURCE, DESTINATION])
+    async with agent_at(DESTINATION, 4433, strangers, demo_app) as agent:
+        await stays(str(agent.address), "certificate is not accepted", "append its certificate.pem")
+    nowhere = f"{DESTINATION}:{free_port(DESTINATION)}"
+    await stays(nowhere, nowhere, "quicferry agent run")
+    await cast.moves_to_the_agent()
+
+
+async def test_what_is_said_wrong_stays(cast: Stage) -> None:
+    name = await cast.migrate(agent="host.invalid:4434")
+    await ends(name, 1)
+    assert "--address HOST:" in name.errors
+    socket = await cast.run(
+        *("migrate", "--from", cast.folder / "gone.sock", "--to", cast.agent_address),
+        *("--identity", cast.identity(SOURCE)),
+    )
+    await ends(socket, 1)
+    assert "no server listens" in socket.errors
+    (cast.folder / "empty").mkdir()
+    identity = await cast.migrate("--identity", str(cast.folder / "empty"))
+    await ends(identity, 1)
+    assert "quicferry agent init" in identity.errors
+    await cast.served_at(cast.source)
+
+
+async def test_running_requests_keep_the_server(slow: Stage) -> None:
+    client = slow.clients[0]
+    asked = await meanwhile(client, "GET", "/slow")
+    migrate = await slow.migrate("--drain", "0.2")
+    await ends(migrate, 1)
+    report = migrate.said[-1]
+    assert (report["outcome"], report["failed_phase"]) == ("rolled-back", "drain")
+    assert "still running: GET /slow (stream" in report["reason"]
+    assert (await client.http.request("GET", "/go")).body == b"done"
+    assert await asked == b"done"
+    await slow.served_at(slow.source)
+
+
+async def test_running_requests_can_come_to_their_end(slow: Stage) -> None:
+    client, other, *_ = slow.clients
+    asked = await meanwhile(client, "GET", "/slow")
+    migrate = await slow.migrate("--drain", "20", "--timeout", "1")
+    await migrate.hears("StepBegun", step="drain")
+    assert (await other.http.request("GET", "/go")).body == b"done"
+    assert await asked == b"done"
+    await slow.agent.hears("Adopted")
+    await slow.served_at(slow.destination)
+    await ends(migrate, 0)
+
+
+@pytest.mark.parametrize(("method", "code"), [("GET", 0x10B), ("POST", 0x10C)])
+async def test_running_requests_can_be_reset(slow: Stage, method: str, code: int) -> None:
+    client = slow.clients[0]
+    asked = await meanwhile(client, method, "/slow")
+    migrate = await slow.migrate("--drain", "0.2", "--force", "--timeout", "1")
+    with pytest.raises(RequestFailed) as caught:
+        await asked
+    assert caught.value.error_code == code
+    await slow.agent.hears("Adopted")
+    await slow.served_at(slow.destination)
+    await ends(migrate, 0)
+    (rejected,) = migrate.said[-1]["rejected"]
+    assert rejected.startswith(f"{method} /slow (stream ")
+
+
+@pytest.mark.parametrize(
+    ("step", "way"), [("freeze", "SIGINT"), ("commit", "SIGTERM"), ("transfer", "end of input")]
+)
+async def test_it_can_be_called_off(cast: Stage, step: str, way: str) -> None:
+    migrate = await cast.rehearse(step)
+    if way == "end of input":
+        migrate.end_input()
+    else:
+        migrate.signal(signal.Signals[way])
+    await ends(migrate, 1)
+    report = migrate.said[-1]
+    assert (report["outcome"], report["reason"]) == ("rolled-back", "it was aborted")
+    await cast.served_at(cast.source)
+
+
+async def test_a_server_goes_there_and_back_again(cast: Stage) -> None:
+    home = await cast.run_agent(SOURCE)
+    listening = await home.hears("listening")
+    servers = {SOURCE: cast.server}
+    for source, agent, where in (
+        (SOURCE, cast.agent, cast.destination),
+        (DESTINATION, home, cast.source),
+        (SOURCE, cast.agent, cast.destination),
+    ):
+        to = listening["address"] if agent is home else cast.agent_address
+        migrate = await cast.migrate("--timeout", "1", agent=to, source=source)
+        await agent.hears("serving", address=where)
+        await cast.served_at(where)
+        await ends(migrate, 0)
+        if source in servers:
+            await ends(servers.pop(source), 0)
+        else:
+            await (home if agent is not home else cast.agent).hears("Released")
+        agent.said.clear()
