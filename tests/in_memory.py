@@ -14,9 +14,9 @@ from loopback import client_configuration, server_configuration
 
 from quicferry import ConnectionProtocol
 from quicferry.io.udp import Datagram
-from quicferry.server.draining import Admission
 from quicferry.server.application import Application
 from quicferry.server.asgi import AsgiProtocol
+from quicferry.server.draining import Admission
 from quicferry.transport import (
     Connection,
     NetworkAddress,

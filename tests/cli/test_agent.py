@@ -16,9 +16,8 @@ from quicferry.relocation import Identity, make_identities
 def test_identities_are_made(tmp_path: Path) -> None:
     done = run("agent", "init", "--out", tmp_path, "alpha.example", "192.0.2.7", "--json")
     assert (done.returncode, done.stderr) == (0, b"")
-    made = {
-        line["host"]: Path(line["identity"]) for line in map(json.loads, done.stdout.splitlines())
-    }
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    made = {line["host"]: Path(line["identity"]) for line in told}
     assert made == {host: tmp_path / host for host in ("alpha.example", "192.0.2.7")}
     for folder in made.values():
         assert {path.name for path in folder.iterdir()} == {

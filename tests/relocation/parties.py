@@ -364,6 +364,7 @@ class Stage:
         return [
             *("--pool", self.destination, "--pool", self.source),
             *("--cert", str(self._certificate), "--key", str(self._key), "--json"),
+            "--until-eof",  # so that they end with the tests, however those end
         ]
 
 

@@ -135,9 +135,15 @@ class Source(Process):
         """From the freeze on, until it goes on."""
         self.frozen_at = self.silence = 0.0
         self.sent_at = 0.0
+        self._calls_off = False
+        """Whether it is about to connect again, only to say that it has gone back."""
 
     def hosts(self) -> list[ServerHost]:
         return [self.world.it.host]
+
+    @property
+    def is_idle(self) -> bool:
+        return super().is_idle and not self._calls_off
 
     def begin(self, handover: bytes) -> None:
         """Begin a handover, with a link of its own."""
@@ -145,6 +151,7 @@ class Source(Process):
             self.link.lose(agent=0.0)
         self.machine = SourceMachine(handover)
         self.deadline = None
+        self._calls_off = False
         self.link = self.world.connect()
         lose_patience = partial(self._lose_patience, self.machine)
         self.world.network.call_later(PATIENCE, lambda: self.post(lose_patience))
@@ -163,6 +170,7 @@ class Source(Process):
             self.link, machine = None, self.machine
             self._take(machine, lambda: machine.link_lost("the link is lost"))
             if machine.state is source.State.BACK:
+                self._calls_off = True
                 self._reconnect_soon(machine)
 
     def abort(self) -> None:
@@ -255,6 +263,7 @@ class Source(Process):
     def _reconnect(self, machine: SourceMachine) -> None:
         if machine is not self.machine or self.link is not None:
             return
+        self._calls_off = False
         self.link = self.world.connect()
         if self.link is not None:
             self._take(machine, machine.link_back)

@@ -114,7 +114,10 @@ async def test_another_agent_tells_that_the_connections_are_not_there(cast: Stag
 
 
 async def test_an_agent_whose_answer_is_lost_with_it(cast: Stage) -> None:
-    """Its copies have lived; no other instance has any, so the server goes on."""
+    """Its copies have lived; no other instance has any, so the server goes on.
+
+    Clients that have dealt with a copy know what the server does not, and may be lost with it.
+    """
     relay = Relay(Address.parse(cast.agent_address).port)
     async with await asyncio.start_server(relay.run, DESTINATION, 0) as listener:
         agent = f"{DESTINATION}:{listener.sockets[0].getsockname()[1]}"
@@ -128,6 +131,8 @@ async def test_an_agent_whose_answer_is_lost_with_it(cast: Stage) -> None:
         report = await report_of(migrate)
     assert (await migrate.end(), report["outcome"]) == (1, "rolled-back")
     assert (await cast.status())["last_handover"] == report
+    cast.clients.clear()
+    await cast.connect_all()
     await cast.served_at(cast.source)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -216,7 +216,7 @@ async def test_after_a_rollback_the_source_serves_as_before() -> None:
 
 async def test_nothing_leaves_the_source_while_it_is_frozen() -> None:
     heard: list[bytes] = []
-    async with two_servers() as (source, destination, arrival):
+    async with two_servers() as (source, destination, _):
         filter_ = _Recorder(heard)
         async with http_client(source, wrap_transport=filter_) as client:
             await server_side(source, client)
@@ -250,22 +250,25 @@ class _Recorder:
 
 
 async def test_clients_that_cannot_migrate_are_served_until_the_end() -> None:
-    async with two_servers() as (source, destination, arrival), http_client(source) as client:
-        async with http_client(source, configuration=stock_configuration()) as plain:
-            await server_side(source, client)
-            await server_side(source, plain)
-            await announce(source, destination)
-            departure = source.departure()
-            for frozen in departure.freeze():
-                arrival.thaw(frozen)
-            assert (await plain.request("POST", "/echo", body=b"still")).body == b"still"
-            arrival.switch()
-            arrival.activate()
-            assert len(departure.depart(arrival.deliver)) == 1
-            arrival.commit()
-            lost = await plain.wait_lost()
-            assert lost.reason == "server migrated"
-            assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+    async with (
+        two_servers() as (source, destination, arrival),
+        http_client(source) as client,
+        http_client(source, configuration=stock_configuration()) as plain,
+    ):
+        await server_side(source, client)
+        await server_side(source, plain)
+        await announce(source, destination)
+        departure = source.departure()
+        for frozen in departure.freeze():
+            arrival.thaw(frozen)
+        assert (await plain.request("POST", "/echo", body=b"still")).body == b"still"
+        arrival.switch()
+        arrival.activate()
+        assert len(departure.depart(arrival.deliver)) == 1
+        arrival.commit()
+        lost = await plain.wait_lost()
+        assert lost.reason == "server migrated"
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
 
 
 async def test_a_destination_that_waits_refuses_clients_until_it_owns_the_connections() -> None:
@@ -295,7 +298,7 @@ async def test_a_connection_does_not_come_twice() -> None:
 
 
 async def test_what_is_given_up_stays_silent_and_the_server_goes_on() -> None:
-    async with two_servers() as (source, destination, arrival), http_client(source) as client:
+    async with two_servers() as (source, destination, _), http_client(source) as client:
         protocol = await server_side(source, client)
         await announce(source, destination)
         departure = source.departure()
@@ -309,18 +312,20 @@ async def test_what_is_given_up_stays_silent_and_the_server_goes_on() -> None:
 
 @pytest.mark.parametrize("step", ["switch", "abort", "imminent"])
 async def test_commands_wait_for_the_end_of_a_handover(step: str) -> None:
-    async with two_servers() as (source, destination, arrival), http_client(source) as client:
+    async with two_servers() as (source, destination, _), http_client(source) as client:
         await server_side(source, client)
         await announce(source, destination)
         departure = source.departure()
         list(departure.freeze())
-        commands = {
-            "switch": lambda: source.switch(destination.address),
-            "abort": source.abort,
-            "imminent": lambda: source.imminent(None, destination.address),
+        commands: dict[str, Coroutine[Any, Any, Any]] = {
+            "switch": source.switch(destination.address),
+            "abort": source.abort(),
+            "imminent": source.imminent(None, destination.address),
         }
         with pytest.raises(RelocationError) as caught:
-            await commands[step]()
+            await commands.pop(step)
+        for other in commands.values():
+            other.close()
         assert caught.value.code.name in ("BEING_HANDED_OVER", "MIGRATION_ALREADY_IN_PROGRESS")
         departure.resume()
         assert (await client.request("POST", "/echo", body=b"on")).body == b"on"

@@ -22,6 +22,7 @@ from quicferry.cli.serving import (
     say_json,
     say_text,
     serving_options,
+    spare_collector,
     stop_requests,
 )
 from quicferry.protocol import Address
@@ -158,6 +159,7 @@ async def _run(
                 capacity=capacity,
             )
             await stack.enter_async_context(running)
+            spare_collector()
             following = asyncio.create_task(_follow(running, serving, say))
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},

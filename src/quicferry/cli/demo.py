@@ -18,15 +18,20 @@ from quicferry.cli.options import common_options
 from quicferry.lab.demo.display import Display, print_result
 from quicferry.lab.demo.orchestrator import run_demo
 from quicferry.lab.demo.results import DemoResult
-from quicferry.lab.demo.settings import MIXED, PROTOCOL_NAMES, Settings, Technique
+from quicferry.lab.demo.settings import (
+    MIXED,
+    PROTOCOL_NAMES,
+    SMALLEST_RATE_MBIT,
+    TOTAL_RATE_MBIT,
+    Settings,
+    Technique,
+    default_rate,
+)
 from quicferry.lab.emulation import PathSpec
 from quicferry.protocol import Policy, Scheduler
 
 SMALLEST_MIX = len(PROTOCOL_NAMES) + 1
 PLOT_FORMATS = (".pdf", ".png", ".svg")
-TOTAL_RATE_MBIT = 20.0
-"""What a small machine can serve and check with time to spare, so that its speed does not show."""
-SMALLEST_RATE_MBIT = 0.5
 STDOUT = "-"
 KILLED = 128
 """Added to the number of a signal, it is the exit status that tells of it, as in a shell."""
@@ -186,7 +191,7 @@ def demo(
         click.echo(
             f"note: with {clients} of {SMALLEST_MIX} clients, not every protocol is shown", err=True
         )
-    share = max(TOTAL_RATE_MBIT / clients, SMALLEST_RATE_MBIT)
+    share = default_rate(clients)
     rates = [value or None for value in rate or (share, share)]
     before, after = (
         PathSpec(

@@ -30,7 +30,7 @@ Forward = Callable[[bytes, NetworkAddress], None]
 """Takes a datagram and the server's address: its destination, or its source on the way back."""
 
 BUCKET_BYTES = 3000
-SHORTEST_QUEUE_BYTES = 12_000
+SHORTEST_QUEUE_BYTES = 24_000
 TIMER_GRAIN = 0.0005
 """Half of epoll's resolution, which rounds up: so timers are set, and fire, that much early."""
 
@@ -44,7 +44,7 @@ class PathSpec:
         rate_mbit: capacity of each direction in Mbit/s; None for no limit.
         loss_percent: share of the datagrams that are lost in each direction.
         queue_ms: longest time that a datagram waits for the bottleneck before it is dropped; None
-            for the round-trip time, and not less than ten datagrams take.
+            for the round-trip time, and not less than twenty datagrams take.
         jitter_ms: each direction adds a uniformly distributed delay of up to this.
         seed: of losses and jitter.
     """
@@ -69,6 +69,25 @@ class PathSpec:
         return replace(self, seed=seed)
 
     @property
+    def queue_seconds(self) -> float:
+        """How long a datagram waits for the bottleneck at most."""
+        if self.queue_ms is not None:
+            return self.queue_ms / 1000
+        return max(self.rtt_ms / 1000, SHORTEST_QUEUE_BYTES * self.seconds_per_byte)
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """How long the bottleneck takes for a byte; 0 where there is none."""
+        return 8e-6 / self.rate_mbit if self.rate_mbit else 0.0
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """How much can be under way in one direction before something is dropped; None if any."""
+        if not self.rate_mbit:
+            return None
+        return int((self.rtt_ms / 1000 + self.queue_seconds) / self.seconds_per_byte)
+
+    @property
     def is_transparent(self) -> bool:
         """Whether datagrams pass unchanged and at once."""
         return not (self.rtt_ms or self.rate_mbit or self.loss_percent or self.jitter_ms)
@@ -80,10 +99,8 @@ class Shaper:
     def __init__(self, spec: PathSpec, rng: random.Random) -> None:
         self._spec = spec
         self._rng = rng
-        self._seconds_per_byte = 8e-6 / spec.rate_mbit if spec.rate_mbit else 0.0
-        self._queue = max(spec.rtt_ms / 1000, SHORTEST_QUEUE_BYTES * self._seconds_per_byte)
-        if spec.queue_ms is not None:
-            self._queue = spec.queue_ms / 1000
+        self._seconds_per_byte = spec.seconds_per_byte
+        self._queue = spec.queue_seconds
         self._bottleneck_free_at = float("-inf")
         self._last_arrival = float("-inf")
 

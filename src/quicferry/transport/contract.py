@@ -71,7 +71,8 @@ _SPACE = """
 """
 _SENDER = """
     _acked _acked_fin _buffer _buffer_fin _buffer_start _buffer_stop _pending _pending_eof
-    _reset_error_code buffer_is_empty highest_offset is_finished next_offset reset_pending
+    _reset_error_code _stream_id buffer_is_empty highest_offset is_finished next_offset
+    reset_pending
 """
 _RECEIVER = """
     _buffer _buffer_start _final_size _ranges _stop_error_code highest_offset is_finished

@@ -77,6 +77,8 @@ class MigratingRecovery(QuicPacketRecovery):
         generation: See `PathEstimate`.
         awaited: What to do when a packet is acknowledged, by its number; also when it was given up
             for lost before.
+        never_sent: Packet numbers that were left out.
+        on_never_sent: Called when one of these is acknowledged.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class MigratingRecovery(QuicPacketRecovery):
         self.generation = 0
         self._generations = 0
         self.awaited: dict[int, Callable[[], None]] = {}
+        self.never_sent = range(0)
+        self.on_never_sent: Callable[[], None] = lambda: None
         self._algorithm = congestion_control_algorithm
         self._datagram_size = max_datagram_size
         self._initial_rtt = self._rtt_initial
@@ -154,6 +158,10 @@ class MigratingRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         """Update metrics; a packet of another path gives no RTT sample (RFC 9000 9.4)."""
+        left_out = self.never_sent
+        if any(r.start < left_out.stop and left_out.start < r.stop for r in ack_rangeset):
+            self.on_never_sent()
+            return
         self._update_metrics(ack_rangeset, ack_delay, now, space)
         for number in [n for n in self.awaited if any(n in acked for acked in ack_rangeset)]:
             self.awaited.pop(number, lambda: None)()

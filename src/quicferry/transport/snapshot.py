@@ -12,23 +12,27 @@ details of the congestion controller beyond window and threshold, and the PTO ba
 A source may go on even after its copy was active: no packet number is then used twice. But it does
 not know what the client and the copy have told each other meanwhile, and what the copy has
 acknowledged does not come again. So it should be decided who owns the connection before the copy
-is activated; that the numbers are shared out is for the case that this goes wrong.
+is activated; that the numbers are shared out is for the case that this goes wrong. The source
+finds out when the client acknowledges a number that it has skipped, and closes the connection.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 from aioquic import tls
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnectionState
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from quicferry.protocol import MigrationProtocol, ServerMigration
 
 from .connection import Connection
 from .http3_state import Http3State
+from .recovery import MigratingRecovery
 from .seal import RESERVED_NUMBERS, Seal, SealState
 from .server_side import ServerSide
 from .snapshot_events import CARRIED_EVENTS, capture_events, restore_events
@@ -117,8 +121,12 @@ def resume_after_freeze(connection: Connection, *, now: float) -> None:
     seal = connection._seal
     _expect(seal, SealState.FROZEN)
     seal.state = SealState.OPEN
+    first = connection._packet_number
     connection._packet_number += RESERVED_NUMBERS
     seal.resumed_at = connection._packet_number
+    if isinstance(connection._loss, MigratingRecovery):
+        connection._loss.never_sent = range(first, first + RESERVED_NUMBERS)
+        connection._loss.on_never_sent = partial(_give_up, connection)
     connection._probe_pending = True  # its acknowledgement allows the next freeze
     connection._pacing_at = None
     _let_time_run(connection, now)
@@ -186,6 +194,15 @@ def commit(connection: Connection) -> None:
     _expect(connection._seal, SealState.PROVISIONAL)
     connection._seal.state = SealState.OPEN
     connection._seal.first_forbidden = None
+
+
+def _give_up(connection: Connection) -> None:
+    """Close a connection whose client has dealt with the copy: it knows what this side does not."""
+    connection.close(
+        error_code=QuicErrorCode.INTERNAL_ERROR,
+        frame_type=QuicFrameType.ACK,
+        reason_phrase="the connection has lived on another host, which is gone",
+    )
 
 
 def _expect(seal: Seal, state: SealState) -> None:

@@ -142,7 +142,7 @@ def restore_keys(connection: Connection, state: KeyState) -> None:
 
 
 def capture_packets(connection: Connection, now: float) -> PacketState:
-    """Return the packet number space, in which nothing is in flight."""
+    """Return the packet number space; `snapshot_flight` has what is in flight."""
     space = connection._spaces[_ONE_RTT]
     window = space.received_packets
     return PacketState(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from quicferry.lab.demo.orchestrator import run_demo
 from quicferry.lab.demo.results import ClientProgress, DemoResult
-from quicferry.lab.demo.settings import Settings
+from quicferry.lab.demo.settings import Settings, default_rate
 from quicferry.lab.emulation import PathSpec
 
 from .report import Figure
@@ -22,7 +22,6 @@ from .report import Figure
 _FOLLOWING = 10
 _RUNS = 5
 _DURATION = 3.0
-_TOTAL_RATE_MBIT = 20.0
 _RTT_MS = 18.0
 _ALLOWANCE_MS = 20.0
 
@@ -74,7 +73,7 @@ def figures() -> Iterator[Figure]:
 
 def _run(rtt_ms: float, seed: int) -> _Gaps:
     clients = _FOLLOWING + 1
-    path = PathSpec(rtt_ms=rtt_ms, rate_mbit=_TOTAL_RATE_MBIT / clients, seed=seed)
+    path = PathSpec(rtt_ms=rtt_ms, rate_mbit=default_rate(clients), seed=seed)
     settings = Settings(clients=clients, duration=_DURATION, seed=seed, before=path, after=path)
     return _gaps(asyncio.run(run_demo(settings, _Silent())))
 

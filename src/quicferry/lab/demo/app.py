@@ -9,7 +9,8 @@ It is plain ASGI without a framework, and runs by itself too::
 | `GET /`               | what can be asked for                                                    |
 | `POST /echo`          | the body of the request, while it arrives                                |
 | `GET /bytes/N?seed=S` | N pseudo-random bytes, a function of S and the offset (:mod:`.content`)  |
-| `POST /upload`        | JSON: the size and SHA-256 of the body, and the totals since the start   |
+| `POST /upload`        | JSON: the size and SHA-256 of the body, and the totals since the start,  |
+|                       | on whatever host                                                         |
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -50,7 +51,7 @@ _totals = _Totals()
 async def app(scope: Message, receive: Receive, send: Send) -> None:
     """Answer one request (the ASGI entry point)."""
     if scope["type"] == "lifespan":
-        await _lifespan(receive, send)
+        await _lifespan(scope, receive, send)
         return
     if scope["type"] != "http":
         raise ValueError(f"this application does not speak {scope['type']}")
@@ -72,12 +73,25 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
         pass  # the client has gone; servers raise OSError from send then (ASGI 2.4)
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def _lifespan(scope: Message, receive: Receive, send: Send) -> None:
+    if "state" in scope:
+        # The totals go along when the server is handed over.
+        scope["state"]["quicferry.export"] = _export
+        scope["state"]["quicferry.import"] = _import
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+
+
+async def _export() -> bytes:
+    return json.dumps(asdict(_totals)).encode()
+
+
+async def _import(state: bytes) -> None:
+    carried = json.loads(state)
+    _totals.uploads, _totals.bytes = carried["uploads"], carried["bytes"]
 
 
 async def _bytes(scope: Message, send: Send) -> None:

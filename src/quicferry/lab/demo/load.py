@@ -43,6 +43,8 @@ LARGE_DOWNLOAD = 64 * 1024
 """Bytes of each of the downloads that follow one another beside the small requests."""
 DOWNLOADS = 2
 """How many of them are under way, so that there is always something on the path."""
+PAYLOAD_SHARE = 0.9
+SMALLEST_WINDOW = 2048
 REQUEST_TIMEOUT = 20.0
 RETRY_INTERVAL = 0.005
 COME_AGAIN = ("server migrated", "the server is about to move")
@@ -256,6 +258,12 @@ class ClientLoad:
             is_client=True, verify_mode=ssl.CERT_REQUIRED, server_migration=migration
         )
         configuration.load_verify_locations(cafile=self._settings.ca_file)
+        capacities = [path.capacity_bytes for path in self._settings.paths.values()]
+        if (capacity := min((each for each in capacities if each), default=None)) is not None:
+            # As a client that knows its own link: what it lets the server send fits into the queue
+            # of the bottleneck. Losses would be seen as gaps that have nothing to do with a move.
+            share = int(capacity * PAYLOAD_SHARE) // (DOWNLOADS + 1)
+            configuration.max_stream_data = max(share, SMALLEST_WINDOW)
         if self._settings.qlog is not None:
             configuration.quic_logger = QlogDirectory(Path(self._settings.qlog))
         return configuration

@@ -17,8 +17,16 @@ PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol
 LINE_LIMIT = 1 << 28
 """Bytes of the longest line between the demo and its processes: a report with every request."""
 MAX_WORKERS = 4
+TOTAL_RATE_MBIT = 12.0
+"""What a small machine can serve and check with time to spare, so that its speed does not show."""
+SMALLEST_RATE_MBIT = 0.5
 CLIENTS_PER_WORKER = 8
 """How many clients a worker process carries before the next one is started."""
+
+
+def default_rate(clients: int) -> float:
+    """Return the capacity of each client's emulated path in Mbit/s, where none is asked for."""
+    return max(TOTAL_RATE_MBIT / clients, SMALLEST_RATE_MBIT)
 
 
 class Technique(enum.Enum):
