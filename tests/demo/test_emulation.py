@@ -43,8 +43,8 @@ def test_queue_drops_its_tail() -> None:
     assert path.arrival(1000, 0.010) is not None
 
 
-@pytest.mark.parametrize(("rtt_ms", "longest_wait"), [(50, 0.050), (2, 0.012)])
-def test_queue_holds_a_round_trip_time_and_at_least_ten_datagrams(
+@pytest.mark.parametrize(("rtt_ms", "longest_wait"), [(50, 0.050), (2, 0.024)])
+def test_queue_holds_a_round_trip_time_and_at_least_twenty_datagrams(
     rtt_ms: float, longest_wait: float
 ) -> None:
     path = shaper(PathSpec(rate_mbit=8, rtt_ms=rtt_ms))

@@ -619,6 +619,34 @@ def test_one_jump_at_a_time() -> None:
         it.exchange()
 
 
+def test_a_source_ends_when_its_client_has_dealt_with_the_copy() -> None:
+    with pair() as it:
+        source = it.server.migrating
+        copy = copy_of(it, freeze(source, now=it.network.now))
+        activate(copy, now=it.network.now)
+        copy.send_ping(1)
+        it.server.connection = copy
+        it.server.flush()
+        it.network.run_for(1)
+        it.server.connection = source  # the copy is dead
+        resume_after_freeze(source, now=it.network.now)
+        it.server.flush()
+        it.network.run_for(1)
+        assert source.close_reason is not None
+        assert "another host" in source.close_reason.reason_phrase
+        assert it.client.terminated is not None
+
+
+def test_a_source_goes_on_when_its_client_has_not() -> None:
+    with pair() as it:
+        source = it.server.migrating
+        activate(copy_of(it, freeze(source, now=it.network.now)), now=it.network.now)
+        resume_after_freeze(source, now=it.network.now)
+        it.server.flush()
+        it.exchange()
+        assert source.close_reason is None
+
+
 def test_only_one_order_of_calls() -> None:
     with pair() as it:
         source, now = it.server.migrating, it.network.now

@@ -44,6 +44,9 @@ T = TypeVar("T")
 MOST_HELD = 256
 """Datagrams that are held for a sealed connection; a network would not queue more either."""
 
+MOST_AHEAD = 2
+"""Datagrams of a connection that go ahead of its handover."""
+
 Forward = Callable[[bytes, NetworkAddress], None]
 """Takes a datagram and its sender to where the connection lives now."""
 
@@ -261,6 +264,14 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._connected = True
         self._decided.set()
         self.import_state(state)
+
+    def show_held(self) -> Sequence[tuple[bytes, NetworkAddress]]:
+        """Return the newest datagrams that have arrived while the connection is sealed.
+
+        They go ahead where it is handed over: what they acknowledge and allow includes what those
+        before them do. They stay here, too, in case that the connection is resumed.
+        """
+        return tuple(self._held)[-MOST_AHEAD:]
 
     def replay_held(self) -> None:
         """Take in what arrived while the connection was sealed; `settle` has to follow."""

@@ -180,7 +180,8 @@ class ConnectionRouter:
         protocol = self._routes.get(data[1 : 1 + self.configuration.connection_id_length])
         if protocol is not None:
             protocol.receive(data, addr)
-            protocol.settle_soon()
+            if not protocol.connection.is_sealed:
+                protocol.settle_soon()
 
     def close(self) -> None:
         """Close the sockets; connections that are still open find no way out any more."""

@@ -337,7 +337,7 @@ class Adoption:
             self._spawn(self._prepare())
             return
         if isinstance(message, messages.Forward):
-            if self._arrival is not None and self._machine.owns:
+            if self._arrival is not None and self._machine.holds:
                 self._arrival.deliver(message.data, message.address.value)
             return
         self._lease.check()

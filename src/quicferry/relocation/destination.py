@@ -216,6 +216,11 @@ class DestinationMachine:
         return self.state in _OWNER
 
     @property
+    def holds(self) -> bool:
+        """Whether the copies are there, silent or not."""
+        return self.state is State.HELD or self.owns
+
+    @property
     def has_ended(self) -> bool:
         """Whether nothing changes any more; the history answers in its place from then on."""
         return self.state in (State.SETTLED, State.DISCARDED)

@@ -228,6 +228,8 @@ class Handover:
         await self._until(lambda: self._machine.state is State.SWITCHED, limit=PATIENCE)
         await self._begin(Step.COMMIT)
         self._lease.check()
+        for data, addr in self._departure.show_held():
+            self._forward(data, addr)  # the copies hold them, too, until they may act on them
         self._act(self._machine.commit())
         while self._machine.state is State.IN_DOUBT:
             try:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.transport import (
+    NetworkAddress,
     SnapshotError,
     freeze,
     prepare_snapshots,
@@ -175,6 +176,11 @@ class Departure:
                 ) from exc
             protocol.settle()  # its timer is off
             yield frozen
+
+    def show_held(self) -> Iterator[tuple[bytes, NetworkAddress]]:
+        """Return the newest datagrams that have arrived since the freeze, so that they go ahead."""
+        for protocol in self._frozen.values():
+            yield from protocol.show_held()
 
     def resume(self) -> None:
         """Let everything go on here, because no other server ever will have the connections."""

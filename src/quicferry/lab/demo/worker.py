@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -27,8 +26,6 @@ from quicferry.lab.demo.settings import LINE_LIMIT, WorkerSettings
 from quicferry.protocol import QuicferryError
 
 PROGRESS_INTERVAL = 0.2
-NICENESS = 5
-"""Clients stand for other machines, so they should not take the server's processor from it."""
 
 
 def _say(event: str, **fields: Any) -> None:
@@ -86,7 +83,6 @@ async def work() -> None:
         QuicferryError: A client could not connect, or the orchestrator is gone.
     """
     gc.freeze()  # a pause of the collector would look like one of the server
-    os.nice(NICENESS)
     lines = await _open_input()
     settings = WorkerSettings.decode(json.loads(await lines.readline()))
     loads = [ClientLoad(plan, settings) for plan in settings.clients]
