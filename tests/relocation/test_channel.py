@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from relocation.credentials import LOCAL, Credentials, issue, plain_client
 
-from quicferry.relocation import channel as module
-from quicferry.relocation.channel import Channel, Listener, connect, listen
+from quicferry.relocation import listener as module
+from quicferry.relocation.channel import Channel, connect
 from quicferry.relocation.errors import ChannelClosed, ChannelError, ChannelProblem
 from quicferry.relocation.identity import Identity
+from quicferry.relocation.listener import Listener, listen
 from quicferry.relocation.messages import MAX_MESSAGE_SIZE
 
 TIME = 10.0

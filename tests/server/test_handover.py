@@ -131,24 +131,30 @@ async def test_a_connection_goes_there_and_back_again() -> None:
             assert client.server_address == home.address
 
 
-async def test_a_request_that_arrives_meanwhile_is_answered_at_the_destination() -> None:
-    running, release = asyncio.Event(), asyncio.Event()
+class SlowApp:
+    """Answers with the server's host and the path; /slow only when it may."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    def __init__(self) -> None:
+        self.is_running, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/slow":
-            running.set()
-            await release.wait()
+            self.is_running.set()
+            await self.may_end.wait()
         await respond(send, f"{scope['server'][0]}{scope['path']}".encode())
 
+
+async def test_a_request_that_arrives_meanwhile_is_answered_at_the_destination() -> None:
+    app = SlowApp()
     async with two_servers(app) as (source, destination, arrival), http_client(source) as client:
         slow = asyncio.create_task(client.request("GET", "/slow"))
-        await running.wait()
+        await app.is_running.wait()
         await announce(source, destination)
         departure = source.departure()
         with pytest.raises(RelocationError, match="GET /slow") as caught:
             await departure.drain(0)
         assert caught.value.code is RelocationErrorCode.REQUESTS_RUNNING
-        release.set()
+        app.may_end.set()
         await departure.drain(5)
         assert (await slow).body == b"127.0.0.1/slow"
         held = asyncio.create_task(client.request("GET", "/held"))
@@ -159,23 +165,16 @@ async def test_a_request_that_arrives_meanwhile_is_answered_at_the_destination()
 
 
 async def test_while_a_request_comes_to_its_end_others_are_served() -> None:
-    running, release = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/slow":
-            running.set()
-            await release.wait()
-        await respond(send, f"{scope['server'][0]}{scope['path']}".encode())
-
+    app = SlowApp()
     async with two_servers(app) as (source, destination, arrival), http_client(source) as client:
         slow = asyncio.create_task(client.request("GET", "/slow"))
-        await running.wait()
+        await app.is_running.wait()
         await announce(source, destination)
         departure = source.departure()
         draining = asyncio.create_task(departure.drain(20))
         assert (await client.request("GET", "/quick")).body == b"127.0.0.1/quick"
         assert not draining.done()
-        release.set()
+        app.may_end.set()
         await draining
         assert (await slow).body == b"127.0.0.1/slow"
         hand_over_what_is_drained(departure, arrival)

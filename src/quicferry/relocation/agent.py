@@ -28,12 +28,13 @@ from quicferry.server import (
 from quicferry.transport import FORMAT_VERSION, Configuration
 
 from . import messages
-from .channel import Channel, Listener, listen
+from .channel import Channel
 from .destination import HOLD, DestinationMachine, Do
 from .errors import ChannelClosed, HandoverError, MessageError
 from .history import History
 from .identity import Identity
 from .lease import Lease
+from .listener import Listener, listen
 from .messages import Message
 from .pause import CollectorPause
 

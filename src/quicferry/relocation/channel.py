@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
 
-from quicferry.protocol import Address
 from quicferry.transport import address_from_network
 
 from .errors import ChannelClosed, ChannelError, ChannelProblem
@@ -23,14 +20,6 @@ from .identity import Identity
 from .messages import MAX_MESSAGE_SIZE
 from .session import Session
 
-logger = logging.getLogger("quicferry.relocation")
-
-HANDSHAKE_LIMIT = 5.0
-"""Seconds that somebody who connects has to prove himself."""
-MOST_STRANGERS = 64
-"""Those who connect and have not proved themselves; for one more, the oldest is cut off."""
-MOST_CHANNELS = 64
-"""Channels of one listener; for one more, the one that has been silent the longest is cut off."""
 CLOSE_LIMIT = 1.0
 """Seconds that the peer has to take what is left when a channel is closed."""
 
@@ -214,7 +203,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection."""
-        reason = f": {_reason(exc)}" if isinstance(exc, OSError) else ""
+        reason = f": {reason_of(exc)}" if isinstance(exc, OSError) else ""
         self._end(ChannelProblem.CLOSED, f"the connection is lost{reason}")
         self._gone.set()
 
@@ -369,117 +358,6 @@ async def connect(host: str, port: int, identity: Identity, *, timeout: float) -
     return channel
 
 
-OnChannel = Callable[[Channel], Awaitable[None]]
-"""Serves a channel; when it returns, the channel is closed."""
-
-
-async def listen(host: str, port: int, identity: Identity, on_channel: OnChannel) -> Listener:
-    """Listen for others.
-
-    Args:
-        host: The name or IP address to listen at.
-        port: The TCP port; 0 for any free one.
-        identity: What this host proves itself with.
-        on_channel: Called with each channel, in a task of its own, which is cancelled when the
-            listener is closed.
-
-    Raises:
-        ChannelError: If that is not possible there.
-    """
-    listener = Listener(identity, on_channel)
-    try:
-        await listener.start(host, port)
-    except OSError as exc:
-        raise ChannelError(
-            ChannelProblem.CANNOT_LISTEN,
-            f"cannot listen at {host}, TCP port {port}: {_reason(exc)}; choose another address or "
-            "port, or stop the program that uses this one",
-        ) from None
-    return listener
-
-
-class Listener:
-    """Hands on the channels of those who have proved themselves; made by `listen`.
-
-    Args:
-        identity: What this host proves itself with.
-        on_channel: Called with each channel.
-    """
-
-    def __init__(self, identity: Identity, on_channel: OnChannel) -> None:
-        self._identity = identity
-        self._on_channel = on_channel
-        self._server: asyncio.Server | None = None
-        self._address: Address | None = None
-        self._strangers: dict[Channel, asyncio.Task[None]] = {}
-        self._channels: dict[Channel, asyncio.Task[None]] = {}
-
-    async def start(self, host: str, port: int) -> None:
-        """Begin.
-
-        Raises:
-            OSError: If that is not possible there.
-        """
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, host, port)
-        self._address = address_from_network(self._server.sockets[0].getsockname())
-
-    @property
-    def address(self) -> Address:
-        """Where it listens; the first address, if the host has several."""
-        assert self._address is not None, "it was started, at an IP address"
-        return self._address
-
-    async def close(self) -> None:
-        """Listen no longer, end the tasks, and close the channels."""
-        if self._server is not None:
-            self._server.close()
-        tasks = [*self._strangers.values(), *self._channels.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _accept(self) -> Channel:
-        channel = Channel(Session.accepting(self._identity))
-        if len(self._strangers) >= MOST_STRANGERS:
-            next(iter(self._strangers)).abort()
-        self._strangers[channel] = asyncio.create_task(self._serve(channel))
-        return channel
-
-    async def _serve(self, channel: Channel) -> None:
-        try:
-            async with asyncio.timeout(HANDSHAKE_LIMIT):
-                await channel.established()
-        except TimeoutError:
-            logger.info("%s does not prove itself within %g s", channel.peer, HANDSHAKE_LIMIT)
-            channel.abort()
-        except ChannelError as exc:
-            known = exc.problem in (ChannelProblem.NOT_TRUSTED, ChannelProblem.NOT_TRUSTED_BY_PEER)
-            logger.log(logging.WARNING if known else logging.INFO, "%s", exc)
-            await channel.close()
-        else:
-            await self._serve_peer(channel)
-        finally:
-            channel.abort()
-            self._strangers.pop(channel, None)
-
-    async def _serve_peer(self, channel: Channel) -> None:
-        if len(self._channels) >= MOST_CHANNELS:
-            min(self._channels, key=lambda each: each.heard_at).abort()
-        self._channels[channel] = self._strangers.pop(channel)
-        try:
-            await self._on_channel(channel)
-        except ChannelError as exc:
-            logger.info("%s", exc)
-        except Exception:
-            logger.exception("a channel to %s fails", channel.peer)
-        finally:
-            try:
-                await channel.close()
-            finally:
-                del self._channels[channel]
-
-
 def _cannot_connect(remote: str, error: OSError) -> ChannelError:
     if isinstance(error, ConnectionRefusedError):
         return ChannelError(
@@ -489,12 +367,12 @@ def _cannot_connect(remote: str, error: OSError) -> ChannelError:
         )
     return ChannelError(
         ChannelProblem.UNREACHABLE,
-        f"{remote}: {_reason(error)}; correct the address, or look at the network between the "
+        f"{remote}: {reason_of(error)}; correct the address, or look at the network between the "
         "hosts",
     )
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """Return what the operating system says, without what asyncio adds."""
     if error.errno is not None and error.errno in errno.errorcode:
         return os.strerror(error.errno)
