@@ -1,7 +1,8 @@
 """Moving a running server, with its connections, to another process or host."""
 
-from .agent import Adopted, Agent, AgentEvent, Discarded, Offered, Released
+from .agent import Agent
 from .errors import ChannelError, HandoverError, IdentityError
+from .events import Adopted, AgentEvent, Discarded, Offered, Released
 from .handover import Handover, HandoverPlan, Running
 from .identity import Identity, make_identities
 from .management import HandoverCommands

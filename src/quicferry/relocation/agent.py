@@ -1,26 +1,21 @@
 """Adopts the connections of servers that are moved here: the destination's end of a handover.
 
-An `Agent` listens for authenticated sources, and serves one application for them. What may be done
-when is decided by `DestinationMachine`; this file does it. It serves one server at a time, which
-may itself be handed over to another agent; then the agent is free for the next one.
+An `Agent` listens for authenticated sources, and serves one application for them. Each handover is
+an `Adoption`. The agent serves one server at a time, which may itself be handed over to another
+agent; then it is free for the next one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from quicferry.io import DEFAULT_LINGER, EventStream
-from quicferry.protocol import Address, MigrationProtocol, QuicferryError, ServerMigration
+from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.server import (
-    Arrival,
     AsgiApplication,
-    FrozenConnection,
     Phase,
     Server,
     serve,
@@ -28,79 +23,19 @@ from quicferry.server import (
 from quicferry.transport import FORMAT_VERSION, Configuration
 
 from . import messages
+from .adoption import Adoption
 from .channel import Channel
-from .destination import HOLD, DestinationMachine, Do
-from .errors import ChannelClosed, HandoverError, MessageError
+from .errors import ChannelClosed, MessageError
+from .events import AgentEvent
 from .history import History
 from .identity import Identity
-from .lease import Lease
 from .listener import Listener, listen
 from .messages import Message
-from .pause import CollectorPause
 
 logger = logging.getLogger("quicferry.relocation")
 
 DEFAULT_CAPACITY = 10_000
 """Connections that a server may have which is handed over."""
-
-REPORT_INTERVAL = 0.5
-"""Seconds between two reports to the source about how the clients follow."""
-
-REPORT_LIMIT = 60.0
-"""Seconds for which they are sent."""
-
-
-@dataclass(frozen=True)
-class AgentEvent:
-    """The base of what an agent has to tell.
-
-    Attributes:
-        source: Who hands over, by the name in its certificate.
-    """
-
-    source: str
-
-
-@dataclass(frozen=True)
-class Offered(AgentEvent):
-    """A source wants to hand a server over, and was not refused.
-
-    Attributes:
-        address: Where the server is to go.
-        connections: How many connections it has.
-    """
-
-    address: Address
-    connections: int
-
-
-@dataclass(frozen=True)
-class Discarded(AgentEvent):
-    """A handover was refused, or came to nothing; the source goes on.
-
-    Attributes:
-        reason: Why.
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Adopted(AgentEvent):
-    """The server lives here now; `Agent.server` is that server.
-
-    Attributes:
-        address: Where it listens.
-        connections: How many connections it has adopted.
-    """
-
-    address: Address
-    connections: int
-
-
-@dataclass(frozen=True)
-class Released(AgentEvent):
-    """The adopted server has ended, or was handed over to another agent."""
 
 
 class Agent:
@@ -284,215 +219,3 @@ class Agent:
         """Take note that a server has ended."""
         if self.server is server:
             self.server = None
-
-
-class Adoption:
-    """One handover, as the destination sees it.
-
-    Args:
-        agent: Whose it is.
-        offer: What the source has offered.
-        history: Of the agent.
-        channel: Where the offer came from.
-    """
-
-    def __init__(
-        self, agent: Agent, offer: messages.Offer, history: History, channel: Channel
-    ) -> None:
-        self._agent = agent
-        self._offer = offer
-        self._machine = DestinationMachine(offer, history)
-        self._lease = Lease(lambda: self._act(self._machine.lease_over()))
-        self._pause = CollectorPause()
-        self._offered_on = channel
-        self._channel = channel
-        self._server: Server | None = None
-        self._arrival: Arrival | None = None
-        self._state: bytes | None = None
-        self._followed: messages.Followed | None = None
-        self._received: Message = offer
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def handover(self) -> bytes:
-        """The id of the handover."""
-        return self._machine.handover
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the server that it is about lives here, or did."""
-        return self._machine.owns
-
-    def refuse(self, reason: str) -> None:
-        """Refuse the offer."""
-        self._act(self._machine.fail(reason))
-
-    def received(self, message: Message, channel: Channel) -> None:
-        """Take a message of the source."""
-        if channel is not self._channel:
-            self._channel = channel
-            if self._followed is not None:
-                self._send(self._followed)
-        self._received = message
-        if message is self._offer:
-            self._spawn(self._prepare())
-            return
-        if isinstance(message, messages.Forward):
-            if self._arrival is not None and self._machine.holds:
-                self._arrival.deliver(message.data, message.address.value)
-            return
-        self._lease.check()
-        self._act(self._machine.receive(message))
-
-    def link_lost(self, channel: Channel) -> None:
-        """Take note that a channel is lost."""
-        if channel is self._offered_on:
-            self._act(self._machine.link_lost())
-
-    async def close(self, reason: str) -> None:
-        """Discard what may be discarded, because the agent ends."""
-        for task in list(self._tasks):
-            task.cancel()
-        self._act(self._machine.fail(reason))  # which may have an address to free
-        self._lease.stop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # What takes time
-
-    async def _prepare(self) -> None:
-        """Start the server that is to adopt the connections, and accept the offer."""
-        offer = self._offer
-        try:
-            address = Address.parse(offer.address)
-        except ValueError as exc:
-            raise HandoverError(f"the address {offer.address!r}: {exc}") from None
-        server = await self._agent.start_server(address)
-        if not self._machine.may_abort:
-            await server.close()  # the source has changed its mind meanwhile
-            return
-        self._server = server
-        self._arrival = server.arrival()
-        if offer.has_state and not self._arrival.has_hooks:
-            raise HandoverError(
-                "the application of the source carries state, and the one here has no "
-                "quicferry.import; run the same application on both hosts"
-            )
-        self._agent.publish(Offered(self._channel.peer, server.address, offer.connections))
-        self._act(self._machine.accept(str(server.address)))
-
-    async def _import(self) -> None:
-        assert self._arrival is not None, "the offer was accepted"
-        await self._arrival.import_state(self._state)
-        self._state = None
-        self._act(self._machine.thawed())
-
-    async def _report(self, server: Server) -> None:
-        """Tell the source how the clients follow, until all have or it is gone."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + REPORT_LIMIT
-        while loop.time() < ends_at:
-            completion = await server.wait_completed(REPORT_INTERVAL)
-            self._followed = messages.Followed(
-                self.handover,
-                seconds=completion.seconds,
-                completed=len(completion.completed),
-                pending=completion.pending,
-                lost=completion.lost,
-            )
-            self._send(self._followed)
-            if completion.is_complete:
-                return
-
-    async def _watch(self, server: Server) -> None:
-        await server.wait_closed()
-        self._agent.released(server)
-        self._agent.ended(self)
-        self._lease.stop()
-        self._agent.publish(Released(self._channel.peer))
-
-    # What the machine decides
-
-    def _act(self, actions: Sequence[Do | Message]) -> None:
-        for action in actions:
-            if isinstance(action, Message):
-                self._send(action)
-                continue
-            try:
-                self._do(action)
-            except QuicferryError as exc:
-                self._act(self._machine.fail(str(exc)))
-                return
-
-    def _do(self, do: Do) -> None:
-        arrival, server = self._arrival, self._server
-        match do:
-            case Do.START_LEASE:
-                self._lease.start(HOLD)
-                self._pause.begin()
-            case Do.DISCARD:
-                self._discard()
-            case _ if arrival is None or server is None:
-                raise HandoverError("internal error: nothing was prepared")
-            case Do.TAKE:
-                self._take(arrival)
-            case Do.IMPORT:
-                self._spawn(self._import())
-            case Do.SWITCH:
-                arrival.switch()
-                self._act(self._machine.switched())
-            case Do.ACTIVATE:
-                arrival.activate()
-                self._pause.end()
-                self._agent.adopted(server)
-                connections = len(server.connections)
-                self._agent.publish(Adopted(self._channel.peer, server.address, connections))
-                self._spawn(self._report(server))
-                self._spawn(self._watch(server))
-            case Do.LIFT:
-                self._lease.stop()
-                arrival.commit()
-
-    def _take(self, arrival: Arrival) -> None:
-        match self._received:
-            case messages.Carry() as carry:
-                frozen = FrozenConnection(carry.connection_id, carry.connection, carry.protocol)
-                arrival.thaw(frozen)
-            case messages.CarryState() as carry:
-                self._state = carry.data
-
-    def _discard(self) -> None:
-        self._lease.stop()
-        self._pause.end()
-        self._state = None
-        if self._arrival is not None:
-            self._arrival.discard()
-        server, self._server = self._server, None
-        self._agent.publish(Discarded(self._channel.peer, self._machine.reason))
-        self._spawn(self._end(server))
-
-    async def _end(self, server: Server | None) -> None:
-        """Free the address."""
-        try:
-            if server is not None:
-                await server.close()
-        finally:
-            self._agent.ended(self)
-
-    # Helpers
-
-    def _send(self, message: Message) -> None:
-        self._channel.send_soon(messages.encode(message))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not isinstance(error, (QuicferryError, OSError)):
-            logger.error("a handover fails", exc_info=error)
-            error = HandoverError("internal error; the agent's log says more")
-        self._act(self._machine.fail(str(error)))

@@ -1,0 +1,244 @@
+"""One handover, as the agent sees it: what `DestinationMachine` decides, done to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from quicferry.protocol import Address, QuicferryError
+from quicferry.server import Arrival, FrozenConnection, Server
+
+from . import messages
+from .channel import Channel
+from .destination import HOLD, DestinationMachine, Do
+from .errors import HandoverError
+from .events import Adopted, Discarded, Offered, Released
+from .history import History
+from .lease import Lease
+from .messages import Message
+from .pause import CollectorPause
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+logger = logging.getLogger("quicferry.relocation")
+
+REPORT_INTERVAL = 0.5
+"""Seconds between two reports to the source about how the clients follow."""
+
+REPORT_LIMIT = 60.0
+"""Seconds for which they are sent."""
+
+
+class Adoption:
+    """One handover, as the destination sees it.
+
+    Args:
+        agent: Whose it is.
+        offer: What the source has offered.
+        history: Of the agent.
+        channel: Where the offer came from.
+    """
+
+    def __init__(
+        self, agent: Agent, offer: messages.Offer, history: History, channel: Channel
+    ) -> None:
+        self._agent = agent
+        self._offer = offer
+        self._machine = DestinationMachine(offer, history)
+        self._lease = Lease(lambda: self._act(self._machine.lease_over()))
+        self._pause = CollectorPause()
+        self._offered_on = channel
+        self._channel = channel
+        self._server: Server | None = None
+        self._arrival: Arrival | None = None
+        self._state: bytes | None = None
+        self._followed: messages.Followed | None = None
+        self._received: Message = offer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def handover(self) -> bytes:
+        """The id of the handover."""
+        return self._machine.handover
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server that it is about lives here, or did."""
+        return self._machine.owns
+
+    def refuse(self, reason: str) -> None:
+        """Refuse the offer."""
+        self._act(self._machine.fail(reason))
+
+    def received(self, message: Message, channel: Channel) -> None:
+        """Take a message of the source."""
+        if channel is not self._channel:
+            self._channel = channel
+            if self._followed is not None:
+                self._send(self._followed)
+        self._received = message
+        if message is self._offer:
+            self._spawn(self._prepare())
+            return
+        if isinstance(message, messages.Forward):
+            if self._arrival is not None and self._machine.holds:
+                self._arrival.deliver(message.data, message.address.value)
+            return
+        self._lease.check()
+        self._act(self._machine.receive(message))
+
+    def link_lost(self, channel: Channel) -> None:
+        """Take note that a channel is lost."""
+        if channel is self._offered_on:
+            self._act(self._machine.link_lost())
+
+    async def close(self, reason: str) -> None:
+        """Discard what may be discarded, because the agent ends."""
+        for task in list(self._tasks):
+            task.cancel()
+        self._act(self._machine.fail(reason))  # which may have an address to free
+        self._lease.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What takes time
+
+    async def _prepare(self) -> None:
+        """Start the server that is to adopt the connections, and accept the offer."""
+        offer = self._offer
+        try:
+            address = Address.parse(offer.address)
+        except ValueError as exc:
+            raise HandoverError(f"the address {offer.address!r}: {exc}") from None
+        server = await self._agent.start_server(address)
+        if not self._machine.may_abort:
+            await server.close()  # the source has changed its mind meanwhile
+            return
+        self._server = server
+        self._arrival = server.arrival()
+        if offer.has_state and not self._arrival.has_hooks:
+            raise HandoverError(
+                "the application of the source carries state, and the one here has no "
+                "quicferry.import; run the same application on both hosts"
+            )
+        self._agent.publish(Offered(self._channel.peer, server.address, offer.connections))
+        self._act(self._machine.accept(str(server.address)))
+
+    async def _import(self) -> None:
+        assert self._arrival is not None, "the offer was accepted"
+        await self._arrival.import_state(self._state)
+        self._state = None
+        self._act(self._machine.thawed())
+
+    async def _report(self, server: Server) -> None:
+        """Tell the source how the clients follow, until all have or it is gone."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + REPORT_LIMIT
+        while loop.time() < ends_at:
+            completion = await server.wait_completed(REPORT_INTERVAL)
+            self._followed = messages.Followed(
+                self.handover,
+                seconds=completion.seconds,
+                completed=len(completion.completed),
+                pending=completion.pending,
+                lost=completion.lost,
+            )
+            self._send(self._followed)
+            if completion.is_complete:
+                return
+
+    async def _watch(self, server: Server) -> None:
+        await server.wait_closed()
+        self._agent.released(server)
+        self._agent.ended(self)
+        self._lease.stop()
+        self._agent.publish(Released(self._channel.peer))
+
+    # What the machine decides
+
+    def _act(self, actions: Sequence[Do | Message]) -> None:
+        for action in actions:
+            if isinstance(action, Message):
+                self._send(action)
+                continue
+            try:
+                self._do(action)
+            except QuicferryError as exc:
+                self._act(self._machine.fail(str(exc)))
+                return
+
+    def _do(self, do: Do) -> None:
+        arrival, server = self._arrival, self._server
+        match do:
+            case Do.START_LEASE:
+                self._lease.start(HOLD)
+                self._pause.begin()
+            case Do.DISCARD:
+                self._discard()
+            case _ if arrival is None or server is None:
+                raise HandoverError("internal error: nothing was prepared")
+            case Do.TAKE:
+                self._take(arrival)
+            case Do.IMPORT:
+                self._spawn(self._import())
+            case Do.SWITCH:
+                arrival.switch()
+                self._act(self._machine.switched())
+            case Do.ACTIVATE:
+                arrival.activate()
+                self._pause.end()
+                self._agent.adopted(server)
+                connections = len(server.connections)
+                self._agent.publish(Adopted(self._channel.peer, server.address, connections))
+                self._spawn(self._report(server))
+                self._spawn(self._watch(server))
+            case Do.LIFT:
+                self._lease.stop()
+                arrival.commit()
+
+    def _take(self, arrival: Arrival) -> None:
+        match self._received:
+            case messages.Carry() as carry:
+                frozen = FrozenConnection(carry.connection_id, carry.connection, carry.protocol)
+                arrival.thaw(frozen)
+            case messages.CarryState() as carry:
+                self._state = carry.data
+
+    def _discard(self) -> None:
+        self._lease.stop()
+        self._pause.end()
+        self._state = None
+        if self._arrival is not None:
+            self._arrival.discard()
+        server, self._server = self._server, None
+        self._agent.publish(Discarded(self._channel.peer, self._machine.reason))
+        self._spawn(self._end(server))
+
+    async def _end(self, server: Server | None) -> None:
+        """Free the address."""
+        try:
+            if server is not None:
+                await server.close()
+        finally:
+            self._agent.ended(self)
+
+    # Helpers
+
+    def _send(self, message: Message) -> None:
+        self._channel.send_soon(messages.encode(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, (QuicferryError, OSError)):
+            logger.error("a handover fails", exc_info=error)
+            error = HandoverError("internal error; the agent's log says more")
+        self._act(self._machine.fail(str(error)))
