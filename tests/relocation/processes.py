@@ -7,6 +7,7 @@ what can go wrong.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
@@ -38,7 +39,7 @@ PATIENCE = 10.0
 """Seconds that the source waits for the destination before it freezes anything."""
 
 
-class Process:
+class Process(ABC):
     """Does one thing at a time, unless it is dead or stopped."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -49,17 +50,17 @@ class Process:
         self._pumping = False
         self._tasks: deque[Callable[[], None]] = deque()
 
+    @abstractmethod
     def hosts(self) -> list[ServerHost]:
         """The servers that run in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, message: Message, link: Link) -> None:
         """A message has arrived."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lost(self, link: Link) -> None:
         """A link was lost."""
-        raise NotImplementedError
 
     def post(self, task: Callable[[], None]) -> None:
         """Do something when all else is done."""
