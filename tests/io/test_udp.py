@@ -8,13 +8,14 @@ from loopback import at, free_port
 
 from quicferry.io import BindError, UdpSocket
 from quicferry.protocol import Address
+from quicferry.transport import NetworkAddress
 
 NO_CHECKSUM = 11  # SO_NO_CHECK; the kernel then refuses to segment
 
 
-def received(sock: UdpSocket, count: int) -> list[tuple[bytes, object, str | None]]:
+def received(sock: UdpSocket, count: int) -> list[tuple[bytes, NetworkAddress, str | None]]:
     """Return `count` datagrams, however many wake-ups they take."""
-    datagrams: list[tuple[bytes, object, str | None]] = []
+    datagrams: list[tuple[bytes, NetworkAddress, str | None]] = []
     while len(datagrams) < count:
         select.select([sock], [], [])
         datagrams += sock.receive(64)
@@ -98,7 +99,7 @@ def test_wildcard_socket_answers_from_where_it_was_asked(wildcard: str) -> None:
         [(_, peer, asked)] = received(server, 1)
         assert asked == host
         server.send([(b"answer", peer)] * 3, asked)
-        assert {sender[0] for _, sender, _ in received(client, 3)} == {host}  # type: ignore[index]
+        assert {sender[0] for _, sender, _ in received(client, 3)} == {host}
     server.close()
     client.close()
 

@@ -36,7 +36,7 @@ def test_names() -> None:
 @pytest.mark.parametrize("options", [ClientMigration(), ServerMigration()])
 def test_frozen(options: ClientMigration | ServerMigration) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        options.probe_interval = 1  # type: ignore[misc]
+        options.probe_interval = 1  # type: ignore[misc]  # the point of it
 
 
 def test_client_offers_something() -> None:

@@ -66,10 +66,10 @@ def ready(protocol: MigrationProtocol) -> DrivenServer:
 @pytest.mark.parametrize(
     ("protocol", "frame"), [(EXPLICIT, announced(AWAY)), (SYNCHRONIZED, UNKNOWN)], ids=str
 )
-def test_announcing_protocols(protocol: MigrationProtocol, frame: object) -> None:
+def test_announcing_protocols(protocol: MigrationProtocol, frame: MigrationFrame) -> None:
     server = DrivenServer()
     (sent,) = server.imminent(protocol, destination(protocol))
-    assert sent == Send(frame)  # type: ignore[arg-type]
+    assert sent == Send(frame)
     assert server.events == []
     server.acknowledged(server.frames[0])
     target = MigrationAddress.of(AWAY) if protocol is EXPLICIT else None
@@ -413,14 +413,14 @@ def test_duplicate_acknowledgements_raise_no_second_event() -> None:
 
 @pytest.mark.parametrize("frame", [announced(AWAY), UNKNOWN, MIGRATED], ids=str)
 @pytest.mark.parametrize("fate", ["acknowledged", "lost"])
-def test_acknowledgement_for_state_that_is_gone(frame: object, fate: str) -> None:
+def test_acknowledgement_for_state_that_is_gone(frame: MigrationFrame, fate: str) -> None:
     protocol = SYNCHRONIZED if frame in (UNKNOWN, MIGRATED) else EXPLICIT
     server = ready(protocol)
     server.switch()
     server.response_acknowledged()
     events = list(server.events)
     handle = server.acknowledged if fate == "acknowledged" else server.lost
-    assert handle(frame) == []  # type: ignore[arg-type]
+    assert handle(frame) == []
     assert server.events == events
     assert server.state == "IDLE"
 

@@ -73,11 +73,6 @@ class Channel(asyncio.Protocol):
     # For its user
 
     @property
-    def is_closed(self) -> bool:
-        """Whether nothing can be sent any more, and nothing more arrives."""
-        return self._error is not None
-
-    @property
     def is_congested(self) -> bool:
         """Whether the peer, or the network, is slower than what is to be sent."""
         return self._sending > _MOST_SENDING or not self._may_write

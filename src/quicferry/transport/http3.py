@@ -92,9 +92,9 @@ class Http3Connection(H3Connection):
             self._max_table_capacity = self._blocked_streams = 0
             empty = type(self._decoder)(self._max_table_capacity, self._blocked_streams)
             unread = b"" if self._begin_with is None else self._begin_with.unread_instruction
-            # They have what aioquic uses of the classes that it expects.
-            self._decoder = StaticDecoder(empty)  # type: ignore[assignment]
-            self._encoder = StaticEncoder(self._encoder, unread)  # type: ignore[assignment]
+            self._decoder = StaticDecoder(empty)  # type: ignore[assignment]  # has what aioquic uses
+            encoder = StaticEncoder(self._encoder, unread)
+            self._encoder = encoder  # type: ignore[assignment]  # likewise
         if self._begin_with is None:
             super()._init_connection()
             return
