@@ -60,7 +60,7 @@ class Served(enum.Enum):
 
 @pytest.fixture(autouse=True)
 def few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quicferry.transport.snapshot.RESERVED_NUMBERS", RESERVED)
+    monkeypatch.setattr("quicferry.transport.standstill.RESERVED_NUMBERS", RESERVED)
 
 
 def play(

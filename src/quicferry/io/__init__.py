@@ -3,7 +3,7 @@
 from .endpoint import DEFAULT_LINGER, UdpEndpoint
 from .errors import BindError, ConnectFailed, ConnectionLost
 from .link import ClientLink, DatagramLink, WrapTransport
-from .protocol import ConnectionProtocol, EventStream, Forward
+from .protocol import ConnectionProtocol, EventStream, Forward, forward_nowhere
 from .routing import Berth, ConnectionRouter, Handshakes
 from .stateless import AddressValidation
 from .udp import UdpSocket
@@ -25,4 +25,5 @@ __all__ = [
     "UdpEndpoint",
     "UdpSocket",
     "WrapTransport",
+    "forward_nowhere",
 ]

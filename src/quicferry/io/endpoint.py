@@ -88,13 +88,26 @@ class UdpEndpoint:
         """
         self.switch_to(self.bind(address))
 
+    def settle_at(self, address: Address) -> None:
+        """Move to another local address, and linger nowhere.
+
+        Raises:
+            BindError: If the address cannot be bound; the endpoint goes on where it is.
+        """
+        if address != self.address:
+            self.rebind(address)
+        self._leave_all()
+
     def close(self) -> None:
         """Close all sockets. Calling it again does nothing."""
+        self._leave_all()
+        self._close(self.socket)
+
+    def _leave_all(self) -> None:
         for left, handle in self._lingering.items():
             handle.cancel()
             self._close(left)
         self._lingering.clear()
-        self._close(self.socket)
 
     def _leave(self, left: UdpSocket) -> None:
         del self._lingering[left]

@@ -51,6 +51,10 @@ Forward = Callable[[bytes, NetworkAddress], None]
 """Takes a datagram and its sender to where the connection lives now."""
 
 
+def forward_nowhere(data: bytes, addr: NetworkAddress) -> None:
+    """Drop a datagram of a connection that lives nowhere any more; a `Forward`."""
+
+
 class DatagramSender(Protocol):
     """Where a connection's datagrams go."""
 

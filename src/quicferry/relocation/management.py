@@ -21,6 +21,7 @@ from quicferry.server.fields import REQUIRED, Field, Json
 from .handover import Handover, HandoverPlan, Running
 from .identity import Identity
 from .report import Outcome, Step, StepWaits
+from .suspension_commands import SuspensionCommands
 
 NOT_WAITING = "NOT_WAITING"
 TOO_LATE = "TOO_LATE"
@@ -58,6 +59,7 @@ class HandoverCommands:
         """All commands of the server, for `quicferry.server.ManagementServer`."""
         return {
             **COMMANDS,
+            **SuspensionCommands(self._server).commands,
             "handover": Command(
                 {
                     "agent": Field(_host_and_port, REQUIRED),

@@ -24,6 +24,7 @@ from .reports import (
     ServerEvent,
 )
 from .server import Server, serve
+from .suspension import Farewell, Suspension
 from .synchronisation import Phase, Progress
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Completion",
     "ConfigurationError",
     "Departure",
+    "Farewell",
     "FrozenConnection",
     "ManagementClient",
     "ManagementError",
@@ -48,6 +50,7 @@ __all__ = [
     "RelocationEvent",
     "Server",
     "ServerEvent",
+    "Suspension",
     "Unready",
     "default_management_path",
     "host_certificate",

@@ -35,6 +35,15 @@ FAILED = "FAILED"
 Fields = Mapping[str, Any]
 
 
+class Afterwards(enum.Enum):
+    """What follows the reply to a command."""
+
+    STAY = "stay"
+    CLOSE_SERVER = "close-server"
+    HANG_UP = "hang-up"
+    """All management connections are closed, the one that the command came on last."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command.
@@ -43,11 +52,13 @@ class Command:
         fields: Its fields by name.
         run: Does it and returns the result.
         forsaken: Called when whoever asked for it goes away while it runs. It runs on.
+        afterwards: What follows the reply.
     """
 
     fields: Mapping[str, Field]
     run: Callable[[Server, Fields], Awaitable[dict[str, Json]]]
     forsaken: Callable[[], None] = lambda: None
+    afterwards: Afterwards = Afterwards.STAY
 
 
 Commands = Mapping[str, Command]
@@ -256,7 +267,6 @@ COMMANDS: Commands = {
     "wait": Command({"timeout": Field(fields.seconds, LONGEST_WAIT)}, _wait),
     "status": Command({}, _status),
     "abort": Command({}, _abort),
-    # The management server does the rest of these two after its reply.
-    "shutdown": Command({}, _nothing),
-    "events": Command({}, _nothing),
+    "shutdown": Command({}, _nothing, afterwards=Afterwards.CLOSE_SERVER),
+    "events": Command({}, _nothing),  # the management server does the rest
 }

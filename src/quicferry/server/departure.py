@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward
+from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward, forward_nowhere
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.transport import (
     NetworkAddress,
@@ -218,7 +218,7 @@ class Departure:
         """
         names = tuple(self._frozen)
         for protocol in self._thawed():
-            protocol.depart(_drop, LOST)
+            protocol.depart(forward_nowhere, LOST)
             self._router.forget(protocol)
         self._relocator.resume()
         self._admit(Admission.ALL)
@@ -239,7 +239,3 @@ class Departure:
 
 
 _MOST_NAMED = 10
-
-
-def _drop(data: bytes, addr: object) -> None:
-    """Forward a datagram to nobody."""

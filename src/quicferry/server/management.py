@@ -16,14 +16,16 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .commands import (
     COMMANDS,
     FAILED,
+    Afterwards,
     Command,
     Commands,
     Request,
@@ -97,6 +99,7 @@ class ManagementServer:
         self._listener: asyncio.Server | None = None
         self._made: tuple[int, int] | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> ManagementServer:
         await self.start()
@@ -135,14 +138,25 @@ class ManagementServer:
         assert task is not None, "this is a coroutine"
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
+        self._writers.add(writer)
+        hang_up = partial(self._hang_up, writer)
         try:
-            await _Client(self._server, self._commands, reader, writer).run()
+            await _Client(self._server, self._commands, reader, writer, hang_up).run()
         except (ConnectionError, asyncio.CancelledError):
             pass
         except Exception:
             logger.exception("a management connection fails")
         finally:
+            self._writers.discard(writer)
             writer.close()
+
+    def _hang_up(self, last: asyncio.StreamWriter) -> None:
+        """Close all connections, so that no socket of another process is left in this one.
+
+        The event loop closes them in this order.
+        """
+        for writer in [*(self._writers - {last}), last]:
+            writer.transport.abort()
 
 
 class _Client:
@@ -154,7 +168,9 @@ class _Client:
         commands: Commands,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        hang_up: Callable[[], None],
     ) -> None:
+        self._hang_up = hang_up
         self._server = server
         self._commands = commands
         self._reader = reader
@@ -204,9 +220,12 @@ class _Client:
             problem = "the server has failed at this; its log says more"
             await self._refuse(given, ManagementError(FAILED, problem))
         else:
-            if request.name == "shutdown":
-                with suppress(ApplicationError):  # who else waits for the end is told
-                    await self._server.close()
+            match self._commands[request.name].afterwards:
+                case Afterwards.CLOSE_SERVER:
+                    with suppress(ApplicationError):  # who else waits for the end is told
+                        await self._server.close()
+                case Afterwards.HANG_UP:
+                    self._hang_up()
 
     async def _execute(self, request: Request) -> dict[str, Json]:
         command = self._commands[request.name]

@@ -28,6 +28,7 @@ class ManagementClient:
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._subscriptions: dict[int, EventStream[dict[str, Any]]] = {}
         self._ended = False
+        self._closed = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -74,6 +75,10 @@ class ManagementClient:
         await self._request(number, "events", {})
         return stream
 
+    async def wait_closed(self) -> None:
+        """Wait until the server has closed the connection."""
+        await self._closed.wait()
+
     async def _request(self, number: int, name: str, fields: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in fields.items() if value is not None}
         reply = self._replies[number] = asyncio.get_running_loop().create_future()
@@ -108,6 +113,7 @@ class ManagementClient:
             pass  # all the same: it is over
         finally:
             self._ended = True
+            self._closed.set()
             for reply in self._replies.values():
                 if not reply.done():
                     reply.set_exception(ConnectionError("the server has gone away"))

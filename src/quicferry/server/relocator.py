@@ -205,6 +205,19 @@ class Relocator:
                 protocol.depart(forward, reason)
         return tuple(action.connection_id for action in actions if isinstance(action, Close))
 
+    def reappear(self) -> tuple[str, ...]:
+        """Own the frozen connections, which were switched, because the process has been moved.
+
+        Returns:
+            The ids of those that could not come along.
+        """
+        migration = self._migration
+        assert migration is not None, "there is a phase other than serving"
+        migration.switched_at = self._loop.time()
+        actions = self.sync.reappear()
+        self._note_phase()
+        return tuple(action.connection_id for action in actions if isinstance(action, Close))
+
     def expect(self) -> None:
         """Wait for connections of another server; no clients are accepted meanwhile.
 

@@ -41,6 +41,7 @@ from .errors import ConfigurationError
 from .planning import Choice, Destination
 from .relocator import DEFAULT_DEADLINE, Relocator, Unready
 from .reports import Completion, Preparation, Relocation, RelocationEvent, ServerEvent
+from .suspension import Suspension
 from .synchronisation import Phase, Progress
 
 
@@ -193,6 +194,10 @@ class Server:
             RelocationError: If this server was not started just now.
         """
         return Arrival(self._relocator, self._router, self._application)
+
+    def suspension(self) -> Suspension:
+        """Return the means to carry the whole process to another host."""
+        return Suspension(self._relocator, self._router)
 
     # The end
 

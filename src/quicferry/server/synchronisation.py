@@ -20,6 +20,8 @@ In a hand-over the connections leave this server, so its two ends see a half eac
 *frozen* instead of switched; then its connections have *departed*, and nothing but the end comes
 after that, or they are *thawed* in place, because the hand-over failed. The destination is
 *arriving* until it owns the connections; from there on it is like a server that has switched.
+Where the whole process is moved, both ends are one: the server is frozen, and *reappears* on
+another host as one that has switched.
 
 It is sans-IO: each input returns the `Action` objects to carry out, in order.
 """
@@ -68,6 +70,7 @@ class Input(enum.Enum):
     DEPART = enum.auto()
     EXPECT = enum.auto()
     ARRIVE = enum.auto()
+    REAPPEAR = enum.auto()
 
 
 class Do(enum.Enum):
@@ -91,7 +94,7 @@ _BEFORE_SWITCH = (_P.PREPARING, _P.OVERDUE, _P.READY)
 _HANDOVER = (_P.FROZEN, _P.DEPARTED, _P.ARRIVING)
 _NO_HANDOVER = (*_BEFORE_SWITCH, _P.SWITCHED, _P.DEPARTED)
 _COMMANDS = (_I.IMMINENT, _I.ABORT, _I.SWITCH, _I.FREEZE)
-_STEPS = (_I.RESUME, _I.DEPART, _I.EXPECT, _I.ARRIVE)
+_STEPS = (_I.RESUME, _I.DEPART, _I.EXPECT, _I.ARRIVE, _I.REAPPEAR)
 
 TABLE: Table[Phase, Input, Do] = Table(
     Phase,
@@ -118,12 +121,23 @@ TABLE: Table[Phase, Input, Do] = Table(
         ((_P.SWITCHED,), (_I.ALL_READY, _I.DEADLINE), None, ()),
         ((_P.FROZEN,), (_I.RESUME,), _P.SERVING, (_D.RESUME, _D.FORGET)),
         ((_P.FROZEN,), (_I.DEPART,), _P.DEPARTED, (_D.LEAVE_BEHIND, _D.RELEASE)),
+        ((_P.FROZEN,), (_I.REAPPEAR,), _P.SWITCHED, (_D.LEAVE_BEHIND, _D.TELL)),
         ((_P.ARRIVING,), (_I.ARRIVE,), _P.SWITCHED, ()),
         (_HANDOVER, _COMMANDS, None, (_D.FAIL_HANDOVER,)),
         (_HANDOVER, (_I.ALL_READY, _I.DEADLINE, _I.ALL_COMPLETED), None, ()),
         ((_P.FROZEN,), (_I.EXPECT, _I.ARRIVE), None, (_D.FAIL_HANDOVER,)),
-        ((_P.ARRIVING,), (_I.RESUME, _I.DEPART, _I.EXPECT), None, (_D.FAIL_HANDOVER,)),
-        ((_P.SERVING,), (_I.RESUME, _I.DEPART, _I.ARRIVE), None, (_D.FAIL_HANDOVER,)),
+        (
+            (_P.ARRIVING,),
+            (_I.RESUME, _I.DEPART, _I.EXPECT, _I.REAPPEAR),
+            None,
+            (_D.FAIL_HANDOVER,),
+        ),
+        (
+            (_P.SERVING,),
+            (_I.RESUME, _I.DEPART, _I.ARRIVE, _I.REAPPEAR),
+            None,
+            (_D.FAIL_HANDOVER,),
+        ),
         (_NO_HANDOVER, _STEPS, None, (_D.FAIL_HANDOVER,)),
     ],
 )
@@ -314,6 +328,10 @@ class Synchronisation:
     def depart(self) -> list[Action]:
         """Let the connections go, now that another server has adopted them."""
         return self._step(Input.DEPART)
+
+    def reappear(self) -> list[Action]:
+        """Own the connections that were frozen, because the process runs on another host now."""
+        return self._step(Input.REAPPEAR)
 
     def expect(self) -> None:
         """Wait for connections of another server.

@@ -10,9 +10,10 @@ from .connection import Connection
 from .http3 import Http3Connection
 from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
-from .snapshot import activate, commit, freeze, prepare_snapshots, resume_after_freeze, thaw
+from .snapshot import freeze, last_words, prepare_snapshots, thaw
 from .snapshot_events import unread_events
 from .snapshot_format import FORMAT_VERSION, MAX_SNAPSHOT_SIZE, SnapshotError
+from .standstill import activate, become_copy, commit, fall_silent, resume_after_freeze
 
 __all__ = [
     "FORMAT_VERSION",
@@ -26,8 +27,11 @@ __all__ = [
     "SnapshotError",
     "activate",
     "address_from_network",
+    "become_copy",
     "commit",
+    "fall_silent",
     "freeze",
+    "last_words",
     "network_address",
     "prepare_snapshots",
     "resume_after_freeze",

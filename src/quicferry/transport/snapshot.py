@@ -20,25 +20,21 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from functools import partial
 
 from aioquic import tls
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnectionState
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from quicferry.protocol import MigrationProtocol, ServerMigration
 
+from .addresses import NetworkAddress
 from .connection import Connection
 from .http3_state import Http3State
-from .recovery import MigratingRecovery
-from .seal import RESERVED_NUMBERS, Seal, SealState
+from .seal import SealState
 from .server_side import ServerSide
 from .snapshot_events import CARRIED_EVENTS, capture_events, restore_events
 from .snapshot_flight import (
     capture_flight,
-    postpone_flight,
     restore_flight,
     separate_flight,
 )
@@ -73,6 +69,7 @@ from .snapshot_streams import (
     restore_sender,
     restore_streams,
 )
+from .standstill import activate, connection_obstacle, limit_numbers, shut
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _ROUTING_EVENTS = (events.ConnectionIdIssued, events.ConnectionIdRetired)
@@ -103,34 +100,8 @@ def freeze(connection: Connection, *, now: float) -> bytes:
         raise SnapshotError(f"the connection cannot be frozen: {obstacle}")
     separate_flight(connection, now)
     data = encode(_capture(connection, now))
-    connection._seal.state = SealState.FROZEN
-    connection._seal.silent_since = now
+    shut(connection, SealState.FROZEN, now)
     return data
-
-
-def resume_after_freeze(connection: Connection, *, now: float) -> None:
-    """Let a frozen connection go on, because its copy never will.
-
-    Args:
-        connection: The connection.
-        now: The current time in seconds.
-
-    Raises:
-        SnapshotError: If it is not frozen.
-    """
-    seal = connection._seal
-    _expect(seal, SealState.FROZEN)
-    seal.state = SealState.OPEN
-    first = connection._packet_number
-    connection._packet_number += RESERVED_NUMBERS
-    seal.resumed_at = connection._packet_number
-    if isinstance(connection._loss, MigratingRecovery):
-        connection._loss.never_sent = range(first, first + RESERVED_NUMBERS)
-        connection._loss.on_never_sent = partial(_give_up, connection)
-    connection._probe_pending = True  # its acknowledgement allows the next freeze
-    connection._pacing_at = None
-    _let_time_run(connection, now)
-    connection._close_at = now + connection._idle_timeout()
 
 
 def thaw(data: bytes, *, configuration: QuicConfiguration, now: float) -> Connection:
@@ -162,81 +133,36 @@ def thaw(data: bytes, *, configuration: QuicConfiguration, now: float) -> Connec
     )
     begin_after_handshake(connection, snapshot.quic_version, snapshot.alpn)
     _restore(connection, snapshot, now)
-    connection._seal.state = SealState.THAWED
-    connection._seal.silent_since = now
-    connection._seal.first_forbidden = connection._packet_number + RESERVED_NUMBERS
+    shut(connection, SealState.THAWED, now)
+    limit_numbers(connection)
     return connection
 
 
-def activate(connection: Connection, *, now: float) -> None:
-    """Let a thawed connection live, until its reserved packet numbers are used up.
+def last_words(
+    connection: Connection, *, configuration: QuicConfiguration, now: float, reason_phrase: str
+) -> list[tuple[bytes, NetworkAddress]]:
+    """Freeze a connection, and return the datagrams that would close it, with their destination.
 
-    Collect events, datagrams and the timer then.
+    They are those of a copy, so the connection may still be resumed if they were not sent.
 
     Args:
         connection: The connection.
+        configuration: Of its server.
         now: The current time in seconds.
+        reason_phrase: A reason for the client to read.
 
     Raises:
-        SnapshotError: If it is not one that was thawed and is not active yet.
+        SnapshotError: As `freeze`.
     """
-    _expect(connection._seal, SealState.THAWED)
-    connection._seal.state = SealState.PROVISIONAL
-    _let_time_run(connection, now)
-
-
-def commit(connection: Connection) -> None:
-    """Tell an active copy that its source is gone for good; send what was held back then.
-
-    Raises:
-        SnapshotError: If it is not an active copy.
-    """
-    _expect(connection._seal, SealState.PROVISIONAL)
-    connection._seal.state = SealState.OPEN
-    connection._seal.first_forbidden = None
-
-
-def _give_up(connection: Connection) -> None:
-    """Close a connection whose client has dealt with the copy: it knows what this side does not."""
-    connection.close(
-        error_code=QuicErrorCode.INTERNAL_ERROR,
-        frame_type=QuicFrameType.ACK,
-        reason_phrase="the connection has lived on another host, which is gone",
-    )
-
-
-def _expect(seal: Seal, state: SealState) -> None:
-    if seal.state is not state:
-        raise SnapshotError(f"the connection is {seal.state.value}, not {state.value}")
-
-
-def _let_time_run(connection: Connection, now: float) -> None:
-    """Let a connection go on that was silent: what was due in 0.2 s then is due in 0.2 s."""
-    pause = now - connection._seal.silent_since
-    assert connection._close_at is not None, "the idle timer runs from the first datagram on"
-    connection._close_at += pause
-    postpone_flight(connection, pause, now)
-    for path in connection._network_paths:
-        if path.validation_deadline is not None:
-            path.validation_deadline += pause
-    if connection._server is not None:
-        connection._server.postpone(pause)
+    copy = thaw(freeze(connection, now=now), configuration=configuration, now=now)
+    activate(copy, now=now)
+    copy.close(reason_phrase=reason_phrase)
+    return copy.datagrams_to_send(now)
 
 
 def _obstacle(connection: Connection) -> str | None:
-    seal = connection._seal
-    if connection._is_client:
-        return "it is a client's, and only servers move"
-    if seal.state is SealState.PROVISIONAL:
-        return "it is a copy whose source may come back; commit it first"
-    if seal.state is not SealState.OPEN:
-        return f"it is {seal.state.value} already"
-    if not connection._handshake_confirmed:
-        return "its handshake is not confirmed; close it, or wait"
-    if connection._state is not QuicConnectionState.CONNECTED or connection._close_pending:
-        return "it is being closed"
-    if seal.resumed_at > connection._spaces[_ONE_RTT].largest_acked_packet:
-        return "the client has not been heard of since it was resumed; try again in a round trip"
+    if (obstacle := connection_obstacle(connection)) is not None:
+        return obstacle
     if connection._migration_events:
         return "collect its migration events first"
     if any(not isinstance(e, (*_ROUTING_EVENTS, *CARRIED_EVENTS)) for e in connection._events):

@@ -1,0 +1,84 @@
+"""Management commands of a server that is carried with its whole process, as in a container.
+
+Whoever moves the container gives them, in the order of `quicferry.server.Suspension`: ``suspend``
+at the source; then ``appear``, ``activate`` and ``settle`` at the destination, or ``resume`` at the
+source. ``suspend`` also closes all management connections: a process that shares a socket with
+another one cannot be carried away. So its reply is the last thing to be read from this connection.
+"""
+
+from __future__ import annotations
+
+import base64
+
+from quicferry.server import RelocationError, RelocationErrorCode, Server, Suspension, fields
+from quicferry.server.commands import Afterwards, Command, Commands, Fields
+from quicferry.server.fields import REQUIRED, Field, Json
+
+
+class SuspensionCommands:
+    """The commands of one server.
+
+    Args:
+        server: The server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._under_way: Suspension | None = None
+
+    @property
+    def commands(self) -> Commands:
+        """The commands, by name."""
+        return {
+            "suspend": Command(
+                {"address": Field(fields.address, REQUIRED)},
+                self._suspend,
+                afterwards=Afterwards.HANG_UP,
+            ),
+            "resume": Command({}, self._resume),
+            "appear": Command({"address": Field(fields.address, REQUIRED)}, self._appear),
+            "activate": Command({}, self._activate),
+            "settle": Command({}, self._settle),
+        }
+
+    @property
+    def _suspension(self) -> Suspension:
+        if self._under_way is None:
+            raise RelocationError(
+                RelocationErrorCode.NOT_PREPARED,
+                "the server is not suspended; give the command suspend first",
+            )
+        return self._under_way
+
+    async def _suspend(self, server: Server, given: Fields) -> dict[str, Json]:
+        suspension = server.suspension()
+        farewells = suspension.suspend(given["address"])
+        self._under_way = suspension
+        return {
+            "connections": list(suspension.connections),
+            "farewells": [
+                {
+                    "source": each.source[:2],
+                    "destination": each.destination[:2],
+                    "data": base64.b64encode(each.data).decode(),
+                }
+                for each in farewells
+            ],
+        }
+
+    async def _resume(self, server: Server, given: Fields) -> dict[str, Json]:
+        self._suspension.resume()
+        self._under_way = None
+        return {}
+
+    async def _appear(self, server: Server, given: Fields) -> dict[str, Json]:
+        self._suspension.appear(given["address"])
+        return {}
+
+    async def _activate(self, server: Server, given: Fields) -> dict[str, Json]:
+        return {"closed": list(self._suspension.activate())}
+
+    async def _settle(self, server: Server, given: Fields) -> dict[str, Json]:
+        self._suspension.settle()
+        self._under_way = None
+        return {}
