@@ -14,7 +14,8 @@ from loopback import at, demo_app, free_port, served, server_configuration
 from quicferry import Address, Configuration, Server, ServerMigration
 from quicferry.protocol import MigrationAddress
 from quicferry.relocation.agent import Agent
-from quicferry.relocation.handover import Gate, Handover, HandoverPlan
+from quicferry.relocation.handover import Handover, HandoverPlan
+from quicferry.relocation.orchestration import Gate
 from quicferry.relocation.identity import Identity, make_identities
 from quicferry.relocation.report import RelocationReport
 from quicferry.server import RelocationEvent

@@ -1,29 +1,25 @@
-"""One handover, as the agent sees it: what `DestinationMachine` decides, done to a server."""
+"""One handover, as the agent sees it, done to a server in this process."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quicferry.protocol import Address, QuicferryError
+from quicferry.protocol import Address
 from quicferry.server import Arrival, FrozenConnection, Server
 
 from . import messages
 from .channel import Channel
-from .destination import HOLD, DestinationMachine, Do
+from .destination import Do
 from .errors import HandoverError
 from .events import Adopted, Discarded, Offered, Released
 from .history import History
-from .lease import Lease
 from .messages import Message
 from .pause import CollectorPause
+from .reception import Reception
 
 if TYPE_CHECKING:
     from .agent import Agent
-
-logger = logging.getLogger("quicferry.relocation")
 
 REPORT_INTERVAL = 0.5
 """Seconds between two reports to the source about how the clients follow."""
@@ -32,7 +28,7 @@ REPORT_LIMIT = 60.0
 """Seconds for which they are sent."""
 
 
-class Adoption:
+class Adoption(Reception):
     """One handover, as the destination sees it.
 
     Args:
@@ -45,63 +41,20 @@ class Adoption:
     def __init__(
         self, agent: Agent, offer: messages.Offer, history: History, channel: Channel
     ) -> None:
+        super().__init__(offer, history, channel)
         self._agent = agent
         self._offer = offer
-        self._machine = DestinationMachine(offer, history)
-        self._lease = Lease(lambda: self._act(self._machine.lease_over()))
         self._pause = CollectorPause()
-        self._offered_on = channel
-        self._channel = channel
         self._server: Server | None = None
         self._arrival: Arrival | None = None
         self._state: bytes | None = None
-        self._followed: messages.Followed | None = None
-        self._received: Message = offer
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def handover(self) -> bytes:
-        """The id of the handover."""
-        return self._machine.handover
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the server that it is about lives here, or did."""
-        return self._machine.owns
-
-    def refuse(self, reason: str) -> None:
-        """Refuse the offer."""
-        self._act(self._machine.fail(reason))
-
-    def received(self, message: Message, channel: Channel) -> None:
-        """Take a message of the source."""
-        if channel is not self._channel:
-            self._channel = channel
-            if self._followed is not None:
-                self._send(self._followed)
-        self._received = message
-        if message is self._offer:
-            self._spawn(self._prepare())
-            return
-        if isinstance(message, messages.Forward):
-            if self._arrival is not None and self._machine.holds:
-                self._arrival.deliver(message.data, message.address.value)
-            return
-        self._lease.check()
-        self._act(self._machine.receive(message))
-
-    def link_lost(self, channel: Channel) -> None:
-        """Take note that a channel is lost."""
-        if channel is self._offered_on:
-            self._act(self._machine.link_lost())
-
-    async def close(self, reason: str) -> None:
-        """Discard what may be discarded, because the agent ends."""
-        for task in list(self._tasks):
-            task.cancel()
-        self._act(self._machine.fail(reason))  # which may have an address to free
-        self._lease.stop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def _take_beside(self, message: Message) -> bool:
+        if not isinstance(message, messages.Forward):
+            return False
+        if self._arrival is not None and self._machine.holds:
+            self._arrival.deliver(message.data, message.address.value)
+        return True
 
     # What takes time
 
@@ -156,24 +109,10 @@ class Adoption:
         self._lease.stop()
         self._agent.publish(Released(self._channel.peer))
 
-    # What the machine decides
-
-    def _act(self, actions: Sequence[Do | Message]) -> None:
-        for action in actions:
-            if isinstance(action, Message):
-                self._send(action)
-                continue
-            try:
-                self._do(action)
-            except QuicferryError as exc:
-                self._act(self._machine.fail(str(exc)))
-                return
-
     def _do(self, do: Do) -> None:
         arrival, server = self._arrival, self._server
         match do:
             case Do.START_LEASE:
-                self._lease.start(HOLD)
                 self._pause.begin()
             case Do.DISCARD:
                 self._discard()
@@ -195,7 +134,6 @@ class Adoption:
                 self._spawn(self._report(server))
                 self._spawn(self._watch(server))
             case Do.LIFT:
-                self._lease.stop()
                 arrival.commit()
 
     def _take(self, arrival: Arrival) -> None:
@@ -207,7 +145,6 @@ class Adoption:
                 self._state = carry.data
 
     def _discard(self) -> None:
-        self._lease.stop()
         self._pause.end()
         self._state = None
         if self._arrival is not None:
@@ -223,22 +160,3 @@ class Adoption:
                 await server.close()
         finally:
             self._agent.ended(self)
-
-    # Helpers
-
-    def _send(self, message: Message) -> None:
-        self._channel.send_soon(messages.encode(message))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not isinstance(error, (QuicferryError, OSError)):
-            logger.error("a handover fails", exc_info=error)
-            error = HandoverError("internal error; the agent's log says more")
-        self._act(self._machine.fail(str(error)))

@@ -1,18 +1,15 @@
 """Adopts the connections of servers that are moved here: the destination's end of a handover.
 
-An `Agent` listens for authenticated sources, and serves one application for them. Each handover is
-an `Adoption`. The agent serves one server at a time, which may itself be handed over to another
-agent; then it is free for the next one.
+An `Agent` serves one application for the sources. Each handover is an `Adoption`. The agent serves
+one server at a time, which may itself be handed over to another agent; then it is free for the next
+one.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
-from types import TracebackType
-from typing import Self
 
-from quicferry.io import DEFAULT_LINGER, EventStream
+from quicferry.io import DEFAULT_LINGER
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.server import (
     AsgiApplication,
@@ -24,21 +21,16 @@ from quicferry.transport import FORMAT_VERSION, Configuration
 
 from . import messages
 from .adoption import Adoption
+from .base_agent import BaseAgent
 from .channel import Channel
-from .errors import ChannelClosed, MessageError
-from .events import AgentEvent
-from .history import History
 from .identity import Identity
-from .listener import Listener, listen
 from .messages import Message
-
-logger = logging.getLogger("quicferry.relocation")
 
 DEFAULT_CAPACITY = 10_000
 """Connections that a server may have which is handed over."""
 
 
-class Agent:
+class Agent(BaseAgent):
     """Listens for servers that are handed over, and serves what it adopts.
 
     Used as an asynchronous context manager; at its end the adopted server is closed.
@@ -69,110 +61,41 @@ class Agent:
         linger: float = DEFAULT_LINGER,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
+        super().__init__(identity, listen)
         self.server: Server | None = None
         self.application = application
         self.capacity = capacity
         self.configuration = configuration
         self._app = app
-        self._identity = identity
-        self._listen_at = listen
         self._retry = retry
         self._linger = linger
-        self._listener: Listener | None = None
-        self._history = History()
-        self._adoption: Adoption | None = None
-        self._streams: list[EventStream[AgentEvent]] = []
 
-    @property
-    def address(self) -> Address:
-        """Where sources find the agent.
+    def _is_offer(self, message: Message) -> bool:
+        return isinstance(message, messages.Offer)
 
-        Raises:
-            RuntimeError: If it does not listen.
-        """
-        if self._listener is None:
-            raise RuntimeError("the agent does not listen; use it as a context manager")
-        return self._listener.address
-
-    def events(self) -> EventStream[AgentEvent]:
-        """Return an iterator over what happens from now on, until the agent ends."""
-        stream: EventStream[AgentEvent] = EventStream()
-        self._streams = [*(each for each in self._streams if not each.has_ended), stream]
-        return stream
-
-    def publish(self, event: AgentEvent) -> None:
-        """Tell everyone who iterates over `events`."""
-        for stream in self._streams:
-            stream.put(event)
-
-    async def __aenter__(self) -> Self:
-        messages.prepare_messages()
-        self._listener = await listen(
-            str(self._listen_at.host), self._listen_at.port, self._identity, self._serve_source
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # In this order: once nobody listens, a source may take the copies for gone.
-        if self._adoption is not None:
-            await self._adoption.close("the agent is being stopped")
-        if self.server is not None:
-            await self.server.close()
-        if self._listener is not None:
-            await self._listener.close()
-        for stream in self._streams:
-            stream.end()
-
-    async def _serve_source(self, channel: Channel) -> None:
-        """Obey a source for as long as its channel lasts."""
-        adoption: Adoption | None = None
-        try:
-            while True:
-                message = messages.decode(await channel.receive())
-                adoption = self._find(message) or await self._begin(message, channel)
-                if adoption is not None:
-                    adoption.received(message, channel)
-        except ChannelClosed:
-            pass
-        except MessageError as exc:
-            logger.warning("the source %s: %s", channel.peer, exc)
-        finally:
-            if self._adoption is not None:
-                self._adoption.link_lost(channel)
-
-    def _find(self, message: Message) -> Adoption | None:
-        adoption = self._adoption
-        return adoption if adoption and adoption.handover == message.handover else None
-
-    async def _begin(self, message: Message, channel: Channel) -> Adoption | None:
-        """Return the adoption that an offer begins; anything else is answered from memory."""
-        if not isinstance(message, messages.Offer) or self._history.knows(message.handover):
-            answer = self._history.answer(message)
-            if answer is not None:
-                channel.send_soon(messages.encode(answer))
-            return None
+    async def _receive(self, offer: Message, channel: Channel) -> Adoption | None:
+        assert isinstance(offer, messages.Offer), "nothing else is an offer here"
         if self.server is not None and self.server.phase is Phase.DEPARTED:
             await self.server.close()  # it has only lingered for what was under way to it
-            if self._find(message) is not None or self._history.knows(message.handover):
-                return self._find(message)  # it has come again meanwhile, and gone perhaps
-        problem = self._problem(message)
-        adoption = Adoption(self, message, self._history, channel)
+            if (known := self._find(offer)) is not None or self._history.knows(offer.handover):
+                assert known is None or isinstance(known, Adoption), "there are no others"
+                return known  # it has come again meanwhile, and gone perhaps
+        problem = self._problem(offer)
+        adoption = Adoption(self, offer, self._history, channel)
         if problem is not None:
             adoption.refuse(problem)
             return None
-        self._adoption = adoption
         return adoption
+
+    async def _end(self) -> None:
+        if self.server is not None:
+            await self.server.close()
 
     def _problem(self, offer: messages.Offer) -> str | None:
         """Return why an offer is refused, and what to do about it."""
         if self.server is not None:
             return f"this agent serves {self.server.address} already; use another one"
-        if self._adoption is not None and not self._adoption.is_over:
+        if self._reception is not None and not self._reception.is_over:
             return "this agent is busy with another handover; try again when that is over"
         if offer.snapshot_version != FORMAT_VERSION:
             return (
@@ -209,11 +132,6 @@ class Agent:
     def adopted(self, server: Server) -> None:
         """Take note of a server that lives here."""
         self.server = server
-
-    def ended(self, adoption: Adoption) -> None:
-        """Take note that a handover has ended."""
-        if self._adoption is adoption:
-            self._adoption = None
 
     def released(self, server: Server) -> None:
         """Take note that a server has ended."""

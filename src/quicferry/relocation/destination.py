@@ -32,12 +32,15 @@ from .history import History
 from .messages import (
     Abort,
     Accepted,
+    AnyOffer,
     Ask,
     Carried,
     Carry,
+    CarryImage,
     CarryState,
     Commit,
     Committed,
+    ContainerOffer,
     Held,
     Message,
     NoCopy,
@@ -177,6 +180,7 @@ TABLE: Table[State, Input, Do] = Table(
 
 _TOLD: dict[type[Message], Input] = {
     Offer: Input.OFFER,
+    ContainerOffer: Input.OFFER,
     Commit: Input.COMMIT,
     Ask: Input.ASK,
     Settled: Input.SETTLED,
@@ -196,13 +200,14 @@ class DestinationMachine:
         reason: Why it was discarded; empty if it was not.
     """
 
-    def __init__(self, offer: Offer, history: History) -> None:
+    def __init__(self, offer: AnyOffer, history: History) -> None:
         self.handover = offer.handover
         self.state = State.OFFERED
         self.reason = ""
         self._address = offer.address
         self._history = history
         self._connections: set[str] = set()
+        self._pieces = 0
         self._awaits_state = offer.has_state
 
     @property
@@ -270,7 +275,10 @@ class DestinationMachine:
             case CarryState() if self._awaits_state:
                 self._awaits_state = self.state not in (State.ACCEPTED, State.RECEIVING)
                 return self._step(Input.CARRY)
-            case Carried() if self._awaits_state or message.connections != len(self._connections):
+            case CarryImage() if message.number == self._pieces:
+                self._pieces += self.state in (State.ACCEPTED, State.RECEIVING)
+                return self._step(Input.CARRY)
+            case Carried() if self._awaits_state or message.pieces != self._arrived:
                 return self._step(Input.CARRIED_IN_PART, "not all that was sent has arrived")
             case Carried():
                 return self._step(Input.CARRIED_ALL)
@@ -284,6 +292,10 @@ class DestinationMachine:
         return self._step(Input.LINK_LOST, "the link to the source was lost")
 
     # Transitions
+
+    @property
+    def _arrived(self) -> int:
+        return len(self._connections) + self._pieces
 
     def _step(self, received: Input, reason: str = "") -> list[Do | Message]:
         before, step = self.state, TABLE[self.state, received]

@@ -54,3 +54,7 @@ class ChannelClosed(ChannelError):  # noqa: N818 (named for what has happened, n
     def again(self) -> ChannelClosed:
         """Return an equal error, to be raised another time."""
         return ChannelClosed(self.problem, str(self))
+
+
+class EngineError(QuicferryError):
+    """A container engine cannot do what it was asked to; the text says why, and what to do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .messages import Ask, Commit, Committed, Message, NoCopy, Offer
+from .messages import AnyOffer, Ask, Commit, Committed, Message, NoCopy
 
 MOST_REMEMBERED = 1024
 """Handovers of each outcome. A source asks for `LEASE` seconds at most."""
@@ -43,7 +43,7 @@ class History:
         handover = message.handover
         if handover not in self._committed:
             self.discarded(handover)
-        if not isinstance(message, Offer | Commit | Ask):
+        if not isinstance(message, AnyOffer | Commit | Ask):
             return None
         return Committed(handover) if handover in self._committed else NoCopy(handover)
 

@@ -25,6 +25,8 @@ MAX_DATAGRAM = 0xFFFF
 """In bytes."""
 HANDOVER_ID_SIZE = 16
 """In bytes, at random."""
+MAX_PIECE = 1 << 20
+"""In bytes, of a container's images or memory."""
 
 HandoverId = Annotated[bytes, Within(HANDOVER_ID_SIZE, HANDOVER_ID_SIZE)]
 Count = Annotated[int, Within(0, 1 << 20)]
@@ -32,6 +34,8 @@ Text = Annotated[str, Within(0, MAX_TEXT)]
 Name = Annotated[str, Within(1, 255)]
 Names = Annotated[tuple[Name, ...], Within(0, 1 << 20)]
 Data = Annotated[bytes, Within(0, MAX_SNAPSHOT_SIZE)]
+Piece = Annotated[bytes, Within(0, 2 * MAX_PIECE)]
+"""A piece of a container; what cannot be compressed may become a little larger."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,86 @@ class Offer(Message):
 
 
 @dataclass(frozen=True)
+class ContainerOffer(Message):
+    """Can you take this server, with the container that it runs in?
+
+    Attributes:
+        quicferry_version: That of the source.
+        technique: How the container is moved.
+        engine: The container engine that it runs in.
+        engine_version: The versions of the engine and of what it uses.
+        image: What the container was made of; empty if that is not known.
+        address: Where the server is to go: ``host:port``.
+        connections: How many connections it has now.
+        memory: How many bytes of memory it uses now.
+        lease: Seconds from the freeze within which it has to be committed.
+        compression: How images are compressed.
+        page_certificate: What the ends of a page transfer prove themselves with, PEM; else empty.
+        page_key: The private key for it, PEM.
+    """
+
+    quicferry_version: Name
+    technique: Name
+    engine: Name
+    engine_version: Text
+    image: Text
+    address: Name
+    connections: Count
+    memory: Annotated[int, Within(0, 1 << 50)]
+    lease: Annotated[float, Within(0, 1e6)]
+    compression: Name
+    page_certificate: Data = field(repr=False)
+    page_key: Data = field(repr=False)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether state of the application comes beside the rest; it is part of the container."""
+        return False
+
+
+AnyOffer = Offer | ContainerOffer
+
+
+@dataclass(frozen=True)
+class CopyAhead(Message):
+    """A piece of a container's memory that is carried while the container runs. It holds secrets.
+
+    Attributes:
+        file: The image that it is appended to, by its relative name.
+        data: The piece, as it was compressed.
+    """
+
+    file: Name
+    data: Piece = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CarryImage(Message):
+    """A piece of a stopped container. It holds secrets.
+
+    Attributes:
+        number: The number of the piece; they are counted from 0.
+        file: The image that it is appended to, by its relative name.
+        data: The piece, as it was compressed.
+    """
+
+    number: Count
+    file: Name
+    data: Piece = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Pages(Message):
+    """What the page server of a stopped container says. It holds secrets, encrypted.
+
+    Attributes:
+        data: Some of it; nothing at the end.
+    """
+
+    data: Piece = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Carry(Message):
     """One frozen connection. It holds secrets.
 
@@ -104,10 +188,10 @@ class Carried(Message):
     """All is sent.
 
     Attributes:
-        connections: How many connections were.
+        pieces: How many connections, or pieces of a container, were.
     """
 
-    connections: Count
+    pieces: Count
 
 
 @dataclass(frozen=True)
@@ -181,6 +265,17 @@ class Refused(Message):
 
 
 @dataclass(frozen=True)
+class PageRequests(Message):
+    """What the restored container says to the page server.
+
+    Attributes:
+        data: Some of it; nothing at the end.
+    """
+
+    data: Piece = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Received(Message):
     """All has arrived."""
 
@@ -237,6 +332,10 @@ KINDS: dict[int, type[Message]] = {
     0x07: Ask,
     0x08: Settled,
     0x09: Forward,
+    0x0A: ContainerOffer,
+    0x0B: CopyAhead,
+    0x0C: CarryImage,
+    0x0D: Pages,
     0x81: Accepted,
     0x82: Refused,
     0x83: Received,
@@ -246,6 +345,7 @@ KINDS: dict[int, type[Message]] = {
     0x87: Held,
     0x88: NoCopy,
     0x89: Followed,
+    0x8A: PageRequests,
 }
 """The first byte of a message; the upper half is the destination's."""
 
@@ -265,9 +365,13 @@ def encode(message: Message) -> bytes:
         MessageError: If it is out of bounds.
     """
     data = bytes([_NUMBERS[type(message)]]) + pack(message)
-    if not isinstance(message, Forward) or len(message.data) > MAX_DATAGRAM:
-        decode(data)  # the other end would refuse it; there are too many datagrams to check all
+    if not isinstance(message, _BULK) or len(message.data) > _MOST_DATA[type(message)]:
+        decode(data)  # the other end would refuse it; of bulk there is too much to check all
     return data
+
+
+_BULK = (Forward, CopyAhead, CarryImage, Pages, PageRequests)
+_MOST_DATA = dict.fromkeys(_BULK, 2 * MAX_PIECE) | {Forward: MAX_DATAGRAM}
 
 
 def decode(data: bytes) -> Message:

@@ -1,0 +1,221 @@
+"""What a container engine has to be able to do, so that a server can be moved with its container.
+
+An engine is an existing program (runc, Podman) that is driven through its command line. Each end of
+a relocation sees one container of it: the source a `SourceContainer`, which is stopped and written
+to *images*, and the destination a `DestinationContainer`, which is made of them. Images are files
+in a directory in memory (`relocation.images`), which are carried to the other host while they are
+being written. Their names and their layout are the engine's own business.
+
+The order of calls at the source, where only `dump` or `dump_lazily` stops the container::
+
+    pre_dump*  ->  dump | dump_lazily  ->  resume | remove
+
+`resume` is for a relocation that has failed: the container goes on as if nothing had happened.
+`remove` is for one that was committed. The container runs at no time between the two.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+class Technique(enum.Enum):
+    """How a container gets to another host."""
+
+    COLD = "cold"
+    """It is stopped, written, carried and restored."""
+    PRE_COPY = "pre-copy"
+    """Its memory is carried while it runs; then what has changed since, as with cold."""
+    POST_COPY = "post-copy"
+    """It is restored without its memory, which is fetched when it is needed."""
+    HYBRID = "hybrid"
+    """Pre-copy, and what has changed since is fetched as with post-copy."""
+
+    @property
+    def copies_before(self) -> bool:
+        """Whether memory is carried before the container is stopped."""
+        return self in (Technique.PRE_COPY, Technique.HYBRID)
+
+    @property
+    def copies_after(self) -> bool:
+        """Whether memory is fetched after the container was restored."""
+        return self in (Technique.POST_COPY, Technique.HYBRID)
+
+
+SOCKET_DIRECTORY = "/run/quicferry"
+"""Where the directory with the server's management socket is mounted in a container."""
+
+SOCKET_NAME = "server.sock"
+"""The name of the management socket in it."""
+
+IMAGE_ANNOTATION = "io.quicferry.image"
+"""The annotation of a container that says what it was made of; the same on both hosts."""
+
+
+@dataclass(frozen=True)
+class PageTls:
+    """What the two ends of a page transfer prove themselves with; each relocation has its own.
+
+    Attributes:
+        certificate: A self-signed certificate that both ends use and trust, PEM.
+        key: Its private key, PEM.
+    """
+
+    certificate: Path
+    key: Path
+
+
+class LazyDump(ABC):
+    """The memory of a stopped container, to be fetched; made by `SourceContainer.dump_lazily`.
+
+    Attributes:
+        port: The TCP port on loopback where exactly one client can fetch it.
+    """
+
+    port: int
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until everything was fetched, or the client has gone; the container stays stopped.
+
+        Raises:
+            EngineError: If not everything was fetched.
+        """
+
+
+class LazyRestore(ABC):
+    """A restored container that still fetches its memory."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until it has everything.
+
+        Raises:
+            EngineError: If it cannot get it any more; the container is lost then.
+        """
+
+
+class Container(ABC):
+    """A container with a quicferry server in it.
+
+    Attributes:
+        name: Its name, the same on both hosts.
+        image: What it was made of, by `IMAGE_ANNOTATION`; empty if it does not say.
+        socket: The management socket of its server, as this host sees it.
+    """
+
+    name: str
+    image: str
+    socket: Path
+
+    @abstractmethod
+    async def remove(self) -> None:
+        """End the container at once, and forget it. Nothing happens if it is gone already.
+
+        Raises:
+            EngineError: If that fails.
+        """
+
+
+class SourceContainer(Container):
+    """A running container that is to be moved; made by `Engine.source`."""
+
+    @abstractmethod
+    async def pre_dump(self, images: Path) -> None:
+        """Write its memory while it runs, for a later `dump` or `dump_lazily` into `images`.
+
+        Raises:
+            EngineError: If that fails; the container runs on.
+        """
+
+    @abstractmethod
+    async def dump(self, images: Path) -> None:
+        """Stop it and write everything, or what has changed since `pre_dump`.
+
+        Raises:
+            EngineError: If that fails; `resume` has to follow.
+        """
+
+    @abstractmethod
+    async def dump_lazily(self, images: Path, tls: PageTls) -> LazyDump:
+        """Stop it and write everything but its memory.
+
+        Raises:
+            EngineError: If that fails; `resume` has to follow.
+        """
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Let it run on after whatever has happened to it. Nothing happens if it runs.
+
+        Raises:
+            EngineError: If that fails.
+        """
+
+
+class DestinationContainer(Container):
+    """A container that is to be made of images; made by `Engine.destination`."""
+
+    @abstractmethod
+    async def restore(self, images: Path) -> None:
+        """Make and start it.
+
+        Raises:
+            EngineError: If that fails; nothing is left of it.
+        """
+
+    @abstractmethod
+    async def restore_lazily(self, images: Path, tls: PageTls, port: int) -> LazyRestore:
+        """Make and start it; its memory is fetched at the TCP port `port` on loopback.
+
+        Raises:
+            EngineError: If that fails; nothing is left of it.
+        """
+
+
+class Engine(ABC):
+    """A container engine of this host.
+
+    Attributes:
+        name: By which it is chosen.
+        techniques: What it can do, where the kernel and CRIU can.
+    """
+
+    name: ClassVar[str]
+    techniques: ClassVar[frozenset[Technique]]
+
+    @abstractmethod
+    async def version(self) -> str:
+        """Return the versions of the engine and of what it uses, for people to read.
+
+        Raises:
+            EngineError: If the engine is not there; the text says how to get it.
+        """
+
+    @abstractmethod
+    async def source(self, name: str) -> SourceContainer:
+        """Return the running container called `name`.
+
+        Raises:
+            EngineError: If there is none, or it holds no quicferry server.
+        """
+
+    @abstractmethod
+    async def destination(self, name: str) -> DestinationContainer:
+        """Return the container that may be made here under the name `name`.
+
+        Raises:
+            EngineError: If there is one already, or it cannot be made.
+        """
+
+    @abstractmethod
+    def grows(self, name: str) -> bool:
+        """Whether an image of this name is only ever appended to, so that it can be carried early.
+
+        Args:
+            name: Relative to the directory of images, with ``/`` between its parts.
+        """

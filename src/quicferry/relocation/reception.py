@@ -1,0 +1,145 @@
+"""One relocation, as the agent sees it, whatever the technique.
+
+A `Reception` does what `DestinationMachine` decides. What that means for a server is the
+technique's business: `adoption` receives its connections, `container_reception` the container that
+it runs in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from quicferry.protocol import QuicferryError
+
+from . import messages
+from .channel import Channel
+from .destination import HOLD, DestinationMachine, Do
+from .errors import HandoverError
+from .history import History
+from .lease import Lease
+from .messages import Message
+
+logger = logging.getLogger("quicferry.relocation")
+
+
+class Reception(ABC):
+    """One relocation, as the destination sees it.
+
+    Args:
+        offer: What the source has offered.
+        history: Of the agent.
+        channel: Where the offer came from.
+        hold: Seconds for which what has arrived is kept for the source to decide.
+    """
+
+    def __init__(
+        self,
+        offer: messages.AnyOffer,
+        history: History,
+        channel: Channel,
+        *,
+        hold: float = HOLD,
+    ) -> None:
+        self._machine = DestinationMachine(offer, history)
+        self._hold = hold
+        self._lease = Lease(lambda: self._act(self._machine.lease_over()))
+        self._offered_on = channel
+        self._channel = channel
+        self._followed: messages.Followed | None = None
+        self._offered: Message = offer
+        self._received: Message = offer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def handover(self) -> bytes:
+        """The id of the relocation."""
+        return self._machine.handover
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server that it is about lives here, or did."""
+        return self._machine.owns
+
+    def refuse(self, reason: str) -> None:
+        """Refuse the offer."""
+        self._act(self._machine.fail(reason))
+
+    def received(self, message: Message, channel: Channel) -> None:
+        """Take a message of the source."""
+        if channel is not self._channel:
+            self._channel = channel
+            if self._followed is not None:
+                self._send(self._followed)
+        self._received = message
+        if message is self._offered:
+            self._spawn(self._prepare())
+        elif not self._take_beside(message):
+            self._lease.check()
+            self._act(self._machine.receive(message))
+
+    def link_lost(self, channel: Channel) -> None:
+        """Take note that a channel is lost."""
+        if channel is self._offered_on:
+            self._act(self._machine.link_lost())
+
+    async def close(self, reason: str) -> None:
+        """Discard what may be discarded, because the agent ends."""
+        for task in list(self._tasks):
+            task.cancel()
+        self._act(self._machine.fail(reason))  # which may have something to undo
+        self._lease.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What a technique does
+
+    @abstractmethod
+    async def _prepare(self) -> None:
+        """Get ready for the server, and accept the offer."""
+
+    @abstractmethod
+    def _take_beside(self, message: Message) -> bool:
+        """Take a message that decides nothing; return whether it was one."""
+
+    @abstractmethod
+    def _do(self, do: Do) -> None:
+        """Do what the machine has decided, except for the lease."""
+
+    # What the machine decides
+
+    def _act(self, actions: Sequence[Do | Message]) -> None:
+        for action in actions:
+            if isinstance(action, Message):
+                self._send(action)
+                continue
+            if action is Do.START_LEASE:
+                self._lease.start(self._hold)
+            elif action in (Do.DISCARD, Do.LIFT):
+                self._lease.stop()
+            try:
+                self._do(action)
+            except QuicferryError as exc:
+                self._act(self._machine.fail(str(exc)))
+                return
+
+    # Helpers
+
+    def _send(self, message: Message) -> None:
+        self._channel.send_soon(messages.encode(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, (QuicferryError, OSError)):
+            logger.error("a relocation fails", exc_info=error)
+            error = HandoverError("internal error; the agent's log says more")
+        self._act(self._machine.fail(str(error)))
