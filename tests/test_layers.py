@@ -42,7 +42,7 @@ LIBRARIES = {
     "io": frozenset({"aioquic"}),
     "server": frozenset({"aioquic", "cryptography", "hypercorn"}),
     "client": frozenset({"aioquic"}),
-    "relocation": frozenset({"cryptography"}),
+    "relocation": frozenset({"cryptography", "zstandard"}),
 }
 """What a layer may use beside the standard library; lab and cli may use every dependency."""
 

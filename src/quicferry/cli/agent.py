@@ -179,7 +179,7 @@ async def _follow(running: Agent, serving: Serving, say: Say) -> None:
     served: set[asyncio.Task[None]] = set()
     try:
         async for event in running.events():
-            say(_encode(event), _describe(event))
+            say(encode_agent_event(event), describe_agent_event(event))
             if isinstance(event, Adopted) and running.server is not None:
                 task = asyncio.create_task(_manage(running.server, serving, say))
                 served.add(task)
@@ -207,13 +207,15 @@ async def _manage(server: Server, serving: Serving, say: Say) -> None:
         await server.wait_closed()
 
 
-def _encode(event: AgentEvent) -> dict[str, Any]:
+def encode_agent_event(event: AgentEvent) -> dict[str, Any]:
+    """Return an event of an agent in values that JSON can express."""
     values = dict(vars(event))
     texts = {name: str(value) for name, value in values.items() if isinstance(value, Address)}
     return {"event": type(event).__name__, **values, **texts}
 
 
-def _describe(event: AgentEvent) -> str:
+def describe_agent_event(event: AgentEvent) -> str:
+    """Return an event of an agent in words."""
     match event:
         case Offered(source, address, connections):
             return f"{source} wants to hand over {connections} connections, to {address}"

@@ -9,8 +9,10 @@ import click
 
 from quicferry import __version__
 from quicferry.cli.agent import agent
+from quicferry.cli.agent_receive import receive
 from quicferry.cli.ctl import ctl
 from quicferry.cli.demo import demo
+from quicferry.cli.doctor import doctor
 from quicferry.cli.fetch import fetch
 from quicferry.cli.help import Group
 from quicferry.cli.migrate import migrate
@@ -58,5 +60,6 @@ def main() -> None:
     """Move a live QUIC server from one address to another; its clients do not notice."""
 
 
-for _command in (serve, fetch, ctl, agent, migrate, demo):
+agent.add_command(receive)
+for _command in (serve, fetch, ctl, agent, migrate, doctor, demo):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""`quicferry migrate`: a running server's connections to another process or host."""
+"""`quicferry migrate`: a running server to another process or host, by whatever technique."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,21 @@ import click
 
 from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
 from quicferry.cli.help import Command
-from quicferry.cli.options import PROTOCOL_NAMES, address, common_options, json_option
+from quicferry.cli.migrate_container import Choices, migrate_container
+from quicferry.cli.options import (
+    PROTOCOL_NAMES,
+    address,
+    common_options,
+    engine_option,
+    json_option,
+)
 from quicferry.protocol import Address, QuicferryError
-from quicferry.relocation import Outcome, Running
+from quicferry.relocation import Compression, Outcome, Running, Technique
+from quicferry.relocation.container import DEFAULT_LEASE
 from quicferry.server import ManagementClient, ManagementError
 from quicferry.server.management_client import UNREACHABLE
 
+HANDOVER = "handover"
 ROLLED_BACK = 1
 UNKNOWN = 3
 DEFAULT_DRAIN = 5.0
@@ -49,6 +59,8 @@ class _SourceLost(click.ClickException):
         "--address 192.0.2.7:443",
         "quicferry migrate --to 127.0.0.2:4434 --identity alpha --drain 30 --force",
         "quicferry migrate --to 127.0.0.2:4434 --identity alpha --step   # rehearse it",
+        "quicferry migrate --technique post-copy --engine runc --container site --to "
+        "beta.example:4434 --identity /etc/quicferry --address 192.0.2.7:443",
     ),
     epilog="Exit status: 0 the destination has the connections, 1 it has not and the server goes "
     "on where it was, 2 wrong usage, 3 nobody could tell in time, and the source has given them "
@@ -79,6 +91,31 @@ class _SourceLost(click.ClickException):
     required=True,
     help="Directory with this host's certificate.pem, key.pem and peers.pem or ca.pem: see "
     "`quicferry agent init`.",
+)
+@click.option(
+    "--technique",
+    type=click.Choice([HANDOVER, *(each.value for each in Technique)]),
+    default=HANDOVER,
+    show_default=True,
+    help="What moves: the connections (handover), or the container in which the server runs.",
+)
+@engine_option
+@click.option(
+    "--container", metavar="NAME", help="The container, where that is moved; --from is not needed."
+)
+@click.option(
+    "--compress",
+    type=click.Choice([each.value for each in Compression]),
+    default=Compression.NONE.value,
+    show_default=True,
+    help="How a container is compressed on its way.",
+)
+@click.option(
+    "--lease",
+    type=SECONDS,
+    default=DEFAULT_LEASE,
+    show_default=True,
+    help="Seconds that a container may be stopped before it goes on where it was.",
 )
 @click.option(
     "--address",
@@ -140,6 +177,11 @@ def migrate(
     socket: Path | None,
     agent: str,
     identity: Path,
+    technique: str,
+    engine: str,
+    container: str | None,
+    compress: str,
+    lease: float,
     address: Address | None,
     force: bool,
     step: bool,
@@ -148,13 +190,31 @@ def migrate(
     qlog: Path | None,
     **fields: Any,
 ) -> None:
-    """Hand a server's connections over to another process or host; its clients stay connected.
+    """Move a server to another process or host; its clients stay connected.
 
-    The server was started with `quicferry serve`, or adopted by an agent before. At the destination
-    `quicferry agent run` waits with the same application. Until the destination has all
-    connections, any failure leaves the server and its clients as they were; Ctrl-C is one. After
-    it the server ends here.
+    With the technique handover its connections go. The server was started with `quicferry serve`,
+    or adopted by an agent before, and `quicferry agent run` waits at the destination with the same
+    application. With the others the whole container goes that it runs in, see `quicferry image`;
+    `quicferry agent receive` waits at the destination, and both are run as root.
+
+    Until the destination has everything, any failure leaves the server and its clients as they
+    were; Ctrl-C is one. After it the server ends here.
     """
+    teller = _Teller(as_json)
+    if technique != HANDOVER:
+        if container is None or socket is not None:
+            raise click.UsageError(f"--technique {technique} needs --container, and no --from")
+        choices = Choices(
+            Technique(technique), engine, container, Compression(compress), lease, identity, step
+        )
+        fields["timeout"] = limit
+        where = partial(_destination, agent, address)
+        moving = migrate_container(choices, _host_and_port(agent), where, fields, teller.event)
+        report = asyncio.run(moving)
+        teller.report(report)
+        sys.exit(_EXIT_STATUS[Outcome(report["outcome"])])
+    if container is not None:
+        raise click.UsageError("--container is for --technique cold, pre-copy, post-copy, hybrid")
     running = Running.RESET if force else Running.ABANDON
     fields.update(
         agent=agent,
@@ -164,7 +224,7 @@ def migrate(
         timeout=limit,
         pace="step-by-step" if step else "at-once",
     )
-    report = asyncio.run(_migrate(socket or find_socket(), fields, _Teller(as_json)))
+    report = asyncio.run(_migrate(socket or find_socket(), fields, teller))
     sys.exit(_EXIT_STATUS[Outcome(report["outcome"])])
 
 
@@ -259,6 +319,19 @@ async def _abort(management: ManagementClient) -> None:
         await management.command("abort")
     except ManagementError as exc:
         click.echo(str(exc), err=True)
+
+
+def _host_and_port(agent: str) -> tuple[str, int]:
+    """Return where the agent is."""
+    host, _, port = agent.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise click.UsageError("--to must be HOST:PORT, for example 192.0.2.7:4434")
+    return host.strip("[]"), int(port)
+
+
+def _destination(agent: str, given: Address | None, current: Address) -> Address:
+    """Return where a server goes that is at `current`."""
+    return given or Address.parse(_default_address(agent, str(current)))
 
 
 def _default_address(agent: str, current: str) -> str:

@@ -220,19 +220,26 @@ def say_text(event: dict[str, Any], text: str) -> None:
 
 
 @contextmanager
-def stop_requests(serving: Serving) -> Iterator[asyncio.Event]:
-    """Provide an event that is set by a signal, or by the end of the input if that counts."""
+def stop_signals() -> Iterator[asyncio.Event]:
+    """Provide an event that is set by a signal."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
-    if serving.until_eof:
-        loop.add_reader(sys.stdin, _watch_input, stopped)
     try:
         yield stopped
     finally:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def stop_requests(serving: Serving) -> Iterator[asyncio.Event]:
+    """Provide an event that is set by a signal, or by the end of the input if that counts."""
+    with stop_signals() as stopped:
+        if serving.until_eof:
+            asyncio.get_running_loop().add_reader(sys.stdin, _watch_input, stopped)
+        yield stopped
 
 
 async def report_events(server: Server, say: Say) -> None:

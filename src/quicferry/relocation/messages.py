@@ -86,6 +86,7 @@ class ContainerOffer(Message):
         technique: How the container is moved.
         engine: The container engine that it runs in.
         engine_version: The versions of the engine and of what it uses.
+        container: Its name.
         image: What the container was made of; empty if that is not known.
         address: Where the server is to go: ``host:port``.
         connections: How many connections it has now.
@@ -100,6 +101,7 @@ class ContainerOffer(Message):
     technique: Name
     engine: Name
     engine_version: Text
+    container: Name
     image: Text
     address: Name
     connections: Count

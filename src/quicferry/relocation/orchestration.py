@@ -109,6 +109,7 @@ class Relocation(ABC):
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._undertaken: list[asyncio.Task[None]] = []
+        self._problems: list[str] = []
         self._happened = asyncio.Event()
         self._has_announced = False
         self._lease_has_ended = False
@@ -218,7 +219,10 @@ class Relocation(ABC):
 
     async def _settled(self) -> None:
         """Wait until what the last four have begun with `_undertake` is done."""
-        await asyncio.gather(*self._undertaken, return_exceptions=True)
+        for result in await asyncio.gather(*self._undertaken, return_exceptions=True):
+            if isinstance(result, BaseException):
+                logger.error("after a relocation", exc_info=result)
+                self._problems.append(_words(result))
 
     async def _close(self) -> None:
         """Leave nothing behind."""
@@ -424,7 +428,7 @@ class Relocation(ABC):
             destination=self._plan.address,
             steps=dict(self._watch.steps),
             failed_step=None if state is State.GONE else self._watch.latest,
-            reason=self._machine.reason,
+            reason="; then: ".join(filter(None, [self._machine.reason, *self._problems])),
             connections=self._connections if state is State.GONE else (),
             closed=self._closed,
             rejected=self._rejected,

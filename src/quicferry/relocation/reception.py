@@ -130,10 +130,11 @@ class Reception(ABC):
     def _send(self, message: Message) -> None:
         self._channel.send_soon(messages.encode(message))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -142,4 +143,6 @@ class Reception(ABC):
         if not isinstance(error, (QuicferryError, OSError)):
             logger.error("a relocation fails", exc_info=error)
             error = HandoverError("internal error; the agent's log says more")
+        elif self._machine.owns:
+            logger.error("after a relocation: %s", error)
         self._act(self._machine.fail(str(error)))

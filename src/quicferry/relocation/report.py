@@ -20,6 +20,8 @@ class Step(enum.Enum):
 
     OFFER = "offer"
     """The destination checks whether it can take the server, and binds the new address."""
+    PRE_COPY = "pre-copy"
+    """Memory of the container goes to the destination while the server goes on."""
     IMMINENT = "imminent"
     """Every connection prepares for its migration, until the server is ready."""
     DRAIN = "drain"
@@ -82,6 +84,21 @@ class StepEnded(RelocationEvent):
 
     step: Step
     seconds: float
+
+
+@dataclass(frozen=True)
+class Transferred(RelocationEvent):
+    """So much of a container has been sent.
+
+    Attributes:
+        bytes: Of its images.
+        sent: Bytes that these were on their way, compressed.
+        total: Bytes of memory that the container uses, which is about what will be sent.
+    """
+
+    bytes: int
+    sent: int
+    total: int
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Whoever moves the container gives them, in the order of `quicferry.server.Suspension`: ``suspend``
 at the source; then ``appear``, ``activate`` and ``settle`` at the destination, or ``resume`` at the
-source. ``suspend`` also closes all management connections: a process that shares a socket with
-another one cannot be carried away. So its reply is the last thing to be read from this connection.
+source; or ``drop`` if nobody knows whether the destination has the connections. ``suspend`` also
+closes all management connections: a process that shares a socket with another one cannot be carried
+away. So its reply is the last thing to be read from this connection.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class SuspensionCommands:
                 afterwards=Afterwards.HANG_UP,
             ),
             "resume": Command({}, self._resume),
+            "drop": Command({}, self._drop),
             "appear": Command({"address": Field(fields.address, REQUIRED)}, self._appear),
             "activate": Command({}, self._activate),
             "settle": Command({}, self._settle),
@@ -56,6 +58,7 @@ class SuspensionCommands:
         self._under_way = suspension
         return {
             "connections": list(suspension.connections),
+            "left": list(suspension.left),
             "farewells": [
                 {
                     "source": each.source[:2],
@@ -68,6 +71,11 @@ class SuspensionCommands:
 
     async def _resume(self, server: Server, given: Fields) -> dict[str, Json]:
         self._suspension.resume()
+        self._under_way = None
+        return {}
+
+    async def _drop(self, server: Server, given: Fields) -> dict[str, Json]:
+        self._suspension.drop()
         self._under_way = None
         return {}
 

@@ -73,6 +73,11 @@ class Suspension:
         """The ids of the connections that come along, after `suspend`."""
         return tuple(self._moving)
 
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The ids of those that cannot come along, after `suspend`."""
+        return tuple(self._staying)
+
     def suspend(self, address: Address) -> list[Farewell]:
         """Fall silent, because the process is about to go to `address`.
 
@@ -113,6 +118,13 @@ class Suspension:
                 protocol.settle()
         self._relocator.resume()
 
+    def drop(self) -> None:
+        """Give all connections up, because nobody knows who owns them, and serve new clients."""
+        with contextlib.suppress(RelocationError):
+            self._listen_at(self._address)
+        self._forget(*self._moving.values(), *self._staying.values())
+        self._relocator.resume()
+
     def appear(self, address: Address) -> None:
         """Be at `address`, in silence.
 
@@ -129,9 +141,7 @@ class Suspension:
                 protocol.connection.network_switch(local, now=now)
             except MigrationError as exc:
                 raise RelocationError(exc.code, f"connection {name}: {exc.code.value}") from exc
-        for protocol in self._staying.values():
-            protocol.depart(forward_nowhere, MIGRATED)
-            self._router.forget(protocol)
+        self._forget(*self._staying.values())
 
     def activate(self) -> tuple[str, ...]:
         """Let the connections live, because the original has been given up.
@@ -153,6 +163,11 @@ class Suspension:
                 commit(protocol.connection)
                 protocol.transmit()
         self._moving = {}
+
+    def _forget(self, *protocols: ConnectionProtocol) -> None:
+        for protocol in protocols:
+            protocol.depart(forward_nowhere, MIGRATED)
+            self._router.forget(protocol)
 
     def _silence(self, name: str, protocol: ConnectionProtocol) -> None:
         protocol.settle()

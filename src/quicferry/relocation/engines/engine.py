@@ -86,6 +86,10 @@ class LazyDump(ABC):
             EngineError: If not everything was fetched.
         """
 
+    @abstractmethod
+    async def abandon(self) -> None:
+        """Let nobody fetch it any more; the container stays stopped."""
+
 
 class LazyRestore(ABC):
     """A restored container that still fetches its memory."""
@@ -97,6 +101,10 @@ class LazyRestore(ABC):
         Raises:
             EngineError: If it cannot get it any more; the container is lost then.
         """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Fetch nothing any more; a container that still needs memory is lost."""
 
 
 class Container(ABC):
@@ -123,6 +131,10 @@ class Container(ABC):
 
 class SourceContainer(Container):
     """A running container that is to be moved; made by `Engine.source`."""
+
+    @abstractmethod
+    async def memory(self) -> int:
+        """Return how much memory its processes use, in bytes."""
 
     @abstractmethod
     async def pre_dump(self, images: Path) -> None:
@@ -210,6 +222,14 @@ class Engine(ABC):
 
         Raises:
             EngineError: If there is one already, or it cannot be made.
+        """
+
+    @abstractmethod
+    async def discard(self, name: str) -> None:
+        """End a container that was made of images here, whatever has become of it.
+
+        Raises:
+            EngineError: If that fails.
         """
 
     @abstractmethod

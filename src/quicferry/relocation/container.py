@@ -1,0 +1,328 @@
+"""Moves a server with the container that it runs in: the source's end of cold, pre-copy & co.
+
+`ContainerRelocation` is a `Relocation` that runs beside the server, not in it: it gives the server
+its commands through the management socket, has the engine stop and write the container, and sends
+what is written to the agent while it is being written. From the freeze on the container is stopped,
+until it goes on here or is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quicferry import __version__
+from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
+from quicferry.server import (
+    ManagementClient,
+    RelocationError,
+    RelocationErrorCode,
+    RelocationEvent,
+    Unready,
+)
+
+from . import messages
+from .channel import Channel
+from .engines import Engine, LazyDump, PageTls, SourceContainer, Technique
+from .errors import ChannelError, HandoverError
+from .identity import Identity
+from .images import Compression, ImageDirectory, ImageSender, SendPiece
+from .messages import Message
+from .orchestration import Gate, Plan, Relocation
+from .pages import Tunnel, make_page_tls
+from .report import RelocationReport, Step, Transferred
+
+DEFAULT_LEASE = 60.0
+"""Seconds from the freeze within which a container has to live at the destination."""
+
+_PROGRESS = 0.1
+"""Seconds between two reports of how much was sent."""
+
+
+@dataclass(frozen=True)
+class ContainerPlan(Plan):
+    """What is to be done.
+
+    Attributes:
+        technique: How the container is moved.
+        compression: How its images are compressed on their way.
+        lease: Seconds from the freeze within which it has to be committed.
+    """
+
+    technique: Technique = Technique.COLD
+    compression: Compression = Compression.NONE
+    lease: float = DEFAULT_LEASE
+
+
+class ContainerRelocation(Relocation):
+    """One relocation of a server with its container; to be run as root on the source host.
+
+    Args:
+        container: The container.
+        engine: Its engine.
+        source: Where the server is.
+        plan: What to do.
+        identity: What this host proves itself with.
+        tell: Called with what happens.
+        gate: Awaited before each step; None for no delay.
+    """
+
+    def __init__(
+        self,
+        container: SourceContainer,
+        engine: Engine,
+        source: Address,
+        plan: ContainerPlan,
+        identity: Identity,
+        *,
+        tell: Callable[[RelocationEvent], None] = lambda event: None,
+        gate: Gate | None = None,
+    ) -> None:
+        super().__init__(plan, identity, tell=tell, gate=gate, lease=plan.lease)
+        self.technique = plan.technique.value
+        self._container = container
+        self._engine = engine
+        self._address = source
+        self._container_plan = plan
+        self._tell = tell
+        self._resources = AsyncExitStack()
+        self._management: ManagementClient | None = None
+        self._directory: ImageDirectory | None = None
+        self._sender: ImageSender | None = None
+        self._tls: PageTls | None = None
+        self._lazy: LazyDump | None = None
+        self._tunnel: Tunnel | None = None
+        self._writing: asyncio.Future[Any] | None = None
+        self._suspended = False
+        self._farewells: list[dict[str, Any]] = []
+        self._left: tuple[str, ...] = ()
+        self._memory = 0
+        self._pieces = 0
+        self._told_at = 0.0
+
+    async def run(self) -> RelocationReport:
+        """Do it, and return what has become of it; nothing is left behind then."""
+        async with self._resources:
+            try:
+                return await super().run()
+            finally:
+                await self._close()
+
+    @property
+    def _source(self) -> Address:
+        return self._address
+
+    @property
+    def _patience(self) -> float:
+        return self._lease_time
+
+    # The steps
+
+    async def _make_offer(self) -> Message:
+        plan = self._container_plan
+        self._directory = await self._resources.enter_async_context(ImageDirectory())
+        self._sender = ImageSender(self._images, self._engine.grows, plan.compression)
+        management = ManagementClient.connect(self._container.socket)
+        self._management = await self._resources.enter_async_context(management)
+        status = await self._management.command("status")
+        self._memory = await self._container.memory()
+        certificate = key = b""
+        if plan.technique.copies_after:
+            self._tls, certificate, key = make_page_tls(self._directory.path)
+        return messages.ContainerOffer(
+            self._machine.handover,
+            quicferry_version=__version__,
+            technique=plan.technique.value,
+            engine=self._engine.name,
+            engine_version=await self._engine.version(),
+            container=self._container.name,
+            image=self._container.image,
+            address=str(plan.address),
+            connections=len(status["connections"]),
+            memory=self._memory,
+            lease=plan.lease,
+            compression=plan.compression.value,
+            page_certificate=certificate,
+            page_key=key,
+        )
+
+    async def _prepare(self) -> None:
+        if self._container_plan.technique.copies_before:
+            await self._begin(Step.PRE_COPY)
+            await self._write(self._container.pre_dump(self._images), self._send_ahead)
+            await self._sender_of_images.finish(self._send_ahead)
+        await self._begin(Step.IMMINENT)
+        await self._announce()
+
+    async def _announce(self) -> None:
+        plan = self._plan
+        explicit = plan.protocol in (None, MigrationProtocol.EXPLICIT)
+        self._has_announced = True
+        preparation = await self._command(
+            "imminent",
+            protocol=None if plan.protocol is None else protocol_name(plan.protocol),
+            address=str(plan.address) if explicit else None,
+            deadline=plan.deadline,
+        )
+        if preparation["unready"] and plan.unready is Unready.ABORT:
+            raise RelocationError(
+                RelocationErrorCode.NOT_READY,
+                f"connections are not ready: {', '.join(preparation['unready'])}",
+            )
+
+    async def _freeze(self) -> None:
+        reply = await self._command("suspend", address=str(self._plan.address))
+        self._suspended = True
+        self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
+        self._farewells = reply["farewells"]
+        assert self._management is not None, "it has just answered"
+        await self._management.wait_closed()
+        writing = self._container.dump(self._images)
+        if self._tls is not None:
+            writing = self._dump_lazily(self._tls)
+        await self._write(writing, self._send_image)
+
+    async def _transfer(self) -> int:
+        await self._sender_of_images.finish(self._send_image)
+        self._report_progress()
+        return self._pieces
+
+    async def _dump_lazily(self, tls: PageTls) -> None:
+        self._lazy = await self._container.dump_lazily(self._images, tls)
+
+    @property
+    def _images(self) -> Path:
+        assert self._directory is not None, "it is made first of all"
+        return self._directory.images
+
+    @property
+    def _sender_of_images(self) -> ImageSender:
+        assert self._sender is not None, "it is made with the directory"
+        return self._sender
+
+    async def _write(self, writing: Coroutine[Any, Any, None], send: SendPiece) -> None:
+        """Let the engine write, and send what it writes; it is never interrupted at that."""
+        self._writing = asyncio.ensure_future(writing)
+        await self._sender_of_images.follow(self._writing, send)
+        await asyncio.shield(self._writing)
+
+    async def _send_ahead(self, file: str, data: bytes) -> None:
+        await self._send_piece(messages.CopyAhead(self._machine.handover, file, data))
+
+    async def _send_image(self, file: str, data: bytes) -> None:
+        number, self._pieces = self._pieces, self._pieces + 1
+        await self._send_piece(messages.CarryImage(self._machine.handover, number, file, data))
+
+    async def _send_piece(self, message: Message) -> None:
+        if self._channel is None:
+            raise HandoverError("the link to the agent is lost")
+        data = messages.encode(message)
+        self._size += len(data)
+        await self._channel.send(data)
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at > _PROGRESS:
+            self._told_at = now
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        self._tell(Transferred(self._sender_of_images.read, self._size, self._memory))
+
+    # Pages that are fetched
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, messages.PageRequests):
+            if self._tunnel is None and self._lazy is not None:
+                self._tunnel = Tunnel(self._send_pages)
+                self._spawn(self._tunnel.connect(self._lazy.port))
+            if self._tunnel is not None:
+                self._tunnel.received(message.data)
+        super()._received(message)
+
+    async def _send_pages(self, data: bytes) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(ChannelError):
+                await self._channel.send(
+                    messages.encode(messages.Pages(self._machine.handover, data))
+                )
+
+    def _link_lost(self, channel: Channel | None, reason: str) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close()
+        super()._link_lost(channel, reason)
+
+    # What becomes of it
+
+    def _call_off(self) -> None:
+        if not self._suspended:
+            self._undertake(self._abort_migration())
+
+    def _resume(self) -> None:
+        self._undertake(self._bring_back("resume"))
+
+    def _drop(self) -> tuple[str, ...]:
+        self._undertake(self._bring_back("drop"))
+        return self._connections
+
+    def _depart(self) -> tuple[str, ...]:
+        self._undertake(self._leave())
+        return self._left
+
+    async def _abort_migration(self) -> None:
+        with contextlib.suppress(QuicferryError):  # it has come to that by itself
+            await self._command("abort")
+
+    async def _bring_back(self, command: str) -> None:
+        """Let the container run, and the server in it serve."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        if self._tunnel is not None:
+            self._tunnel.close()
+        if self._lazy is not None:
+            await self._lazy.abandon()
+        if not self._suspended:
+            await self._abort_migration()
+            return
+        await self._container.resume()
+        async with ManagementClient.connect(self._container.socket) as management:
+            await management.command(command)
+
+    async def _leave(self) -> None:
+        """Remove the container, once it is of no use any more, and say farewell."""
+        try:
+            if self._lazy is not None:
+                await self._lazy.wait()
+        finally:
+            await self._container.remove()
+            _say(self._farewells)
+
+    async def _command(self, name: str, **fields: Any) -> dict[str, Any]:
+        if self._management is None:
+            raise HandoverError("the server is not managed yet")
+        return await self._management.command(name, **fields)
+
+
+def _say(farewells: Iterable[dict[str, Any]]) -> None:
+    """Send datagrams that close connections, from the address that they had."""
+    for farewell in farewells:
+        source, destination = tuple(farewell["source"]), tuple(farewell["destination"])
+        family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.bind(source)
+            sock.sendto(base64.b64decode(farewell["data"]), destination)
+
+
+async def find_server(container: SourceContainer) -> Address:
+    """Return where the server in a container is.
+
+    Raises:
+        ManagementError: If it does not answer.
+    """
+    async with ManagementClient.connect(container.socket) as management:
+        return Address.parse((await management.command("status"))["address"])

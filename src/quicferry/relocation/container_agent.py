@@ -1,0 +1,125 @@
+"""Receives whole containers that are moved here: the destination's end of cold, pre-copy & co.
+
+A `ContainerAgent` has a container engine make containers of what sources send. Each relocation is a
+`ContainerReception`. The containers live on when the agent ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from quicferry import __version__
+from quicferry.protocol import Address
+
+from . import messages
+from .base_agent import BaseAgent
+from .channel import Channel
+from .container_reception import ContainerReception
+from .engines import Engine, Technique
+from .errors import EngineError
+from .identity import Identity
+from .ledger import Ledger
+from .messages import Message
+
+logger = logging.getLogger("quicferry.relocation")
+
+DIRECTORY = Path("/run/quicferry/agent")
+"""Where an agent writes down what the next one has to know."""
+
+
+class ContainerAgent(BaseAgent):
+    """Listens for containers that are moved here; to be run as root.
+
+    Used as an asynchronous context manager.
+
+    Args:
+        engine: Makes the containers.
+        identity: What the agent proves itself with, and whom it trusts.
+        listen: Where sources find it; TCP. Port 0 stands for any free one.
+        container: The name of the containers here; None for the name at the source.
+        directory: Where the agent writes down what the next one has to know.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        identity: Identity,
+        listen: Address,
+        *,
+        container: str | None = None,
+        directory: Path = DIRECTORY,
+    ) -> None:
+        super().__init__(identity, listen)
+        self.engine = engine
+        self.container = container
+        self._version = ""
+        self._ledger = Ledger(directory)
+        self._history = self._ledger
+
+    async def __aenter__(self) -> ContainerAgent:
+        """Begin to listen.
+
+        Raises:
+            EngineError: If the engine is not there.
+        """
+        self._version = await self.engine.version()
+        await self._remove_copies()
+        await super().__aenter__()
+        return self
+
+    def _is_offer(self, message: Message) -> bool:
+        return isinstance(message, messages.ContainerOffer)
+
+    async def _receive(self, offer: Message, channel: Channel) -> ContainerReception | None:
+        assert isinstance(offer, messages.ContainerOffer), "nothing else is an offer here"
+        problem = self._problem(offer)
+        reception = ContainerReception(self, offer, self._ledger, channel)
+        if problem is not None:
+            reception.refuse(problem)
+            return None
+        return reception
+
+    async def _end(self) -> None:
+        if isinstance(self._reception, ContainerReception):
+            await self._reception.wait_pages()
+
+    def _problem(self, offer: messages.ContainerOffer) -> str | None:
+        """Return why an offer is refused, and what to do about it."""
+        if self._reception is not None:
+            return "this agent is busy with another relocation; try again when that is over"
+        if offer.quicferry_version != __version__:
+            return (
+                f"the source has quicferry {offer.quicferry_version}, and the agent {__version__}; "
+                "run the same quicferry on both hosts"
+            )
+        if offer.engine != self.engine.name:
+            return (
+                f"the container is one of {offer.engine}, and the agent's engine is "
+                f"{self.engine.name}; start an agent with --engine {offer.engine}"
+            )
+        try:
+            technique = Technique(offer.technique)
+        except ValueError:
+            return f"the agent knows no technique {offer.technique!r}"
+        if technique not in self.engine.techniques:
+            known = ", ".join(sorted(each.value for each in self.engine.techniques))
+            return f"{self.engine.name} cannot do {technique.value}, only: {known}"
+        if offer.engine_version != self._version:
+            logger.warning(
+                "the source has %s, and this host %s", offer.engine_version, self._version
+            )
+        return None
+
+    async def _remove_copies(self) -> None:
+        """End what an agent before this one was told to make, and was given no word for.
+
+        This has to be done before a source can ask: the answer is that there is no copy.
+        """
+        for handover, name in self._ledger.copies().items():
+            try:
+                await self.engine.discard(name)
+            except EngineError as exc:
+                logger.error("a copy of the container %s is left: %s", name, exc)
+                continue
+            self._ledger.forget(handover)

@@ -1,0 +1,226 @@
+"""One relocation of a container, as the agent sees it.
+
+The container is made of its images as soon as they are there. The server in it is silent then; it
+gets its commands through its management socket. What takes time is done one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from quicferry.protocol import Address
+from quicferry.server import ManagementClient
+
+from . import messages
+from .channel import Channel
+from .destination import LEASE_MARGIN, Do
+from .engines import DestinationContainer, LazyRestore
+from .errors import ChannelError, EngineError, HandoverError
+from .events import Adopted, Discarded, Offered
+from .images import Compression, ImageDirectory, ImageReceiver
+from .ledger import Ledger
+from .messages import Message
+from .pages import Tunnel, write_page_tls
+from .reception import Reception
+
+if TYPE_CHECKING:
+    from .container_agent import ContainerAgent
+
+REPORT_INTERVAL = 0.5
+"""Seconds between two reports to the source about how the clients follow."""
+
+REPORT_LIMIT = 60.0
+"""Seconds for which they are sent."""
+
+_ROOM = 1.25
+"""How much memory a container needs for its images, as a multiple of what it uses."""
+
+
+class ContainerReception(Reception):
+    """One relocation of a container, as the destination sees it.
+
+    Args:
+        agent: Whose it is.
+        offer: What the source has offered.
+        ledger: Of the agent.
+        channel: Where the offer came from.
+    """
+
+    def __init__(
+        self,
+        agent: ContainerAgent,
+        offer: messages.ContainerOffer,
+        ledger: Ledger,
+        channel: Channel,
+    ) -> None:
+        super().__init__(offer, ledger, channel, hold=offer.lease + LEASE_MARGIN)
+        self._agent = agent
+        self._offer = offer
+        self._ledger = ledger
+        self._resources = AsyncExitStack()
+        self._directory: ImageDirectory | None = None
+        self._receiver: ImageReceiver | None = None
+        self._container: DestinationContainer | None = None
+        self._lazy: LazyRestore | None = None
+        self._tunnel: Tunnel | None = None
+        self._latest: asyncio.Task[None] | None = None
+
+    async def wait_pages(self) -> None:
+        """Wait until the container has all of its memory, so that the agent may end."""
+        if self.is_over and self._lazy is not None:
+            with contextlib.suppress(EngineError):
+                await self._lazy.wait()
+
+    # What takes time
+
+    async def _prepare(self) -> None:
+        offer = self._offer
+        try:
+            address = Address.parse(offer.address)
+            compression = Compression(offer.compression)
+        except ValueError as exc:
+            raise HandoverError(f"the offer cannot be used: {exc}") from None
+        container = await self._agent.engine.destination(self._agent.container or offer.container)
+        if container.image != offer.image:
+            raise HandoverError(
+                f"the container was made of {offer.image or 'something unnamed'}, and here it "
+                f"would be of {container.image or 'something unnamed'}; build the image once, and "
+                "copy it to both hosts"
+            )
+        self._directory = await self._resources.enter_async_context(ImageDirectory())
+        if self._directory.free < offer.memory * _ROOM:
+            raise HandoverError(
+                f"the container uses {offer.memory >> 20} MB, and there are "
+                f"{self._directory.free >> 20} MB in memory for its images"
+            )
+        if not self._machine.may_abort:
+            return  # the source has changed its mind meanwhile
+        self._container = container
+        self._receiver = ImageReceiver(self._directory.images, compression)
+        self._agent.publish(Offered(self._channel.peer, address, offer.connections))
+        self._act(self._machine.accept(str(address)))
+
+    async def _restore(self) -> None:
+        container, directory, receiver = self._container, self._directory, self._receiver
+        if container is None or directory is None or receiver is None:
+            raise HandoverError("internal error: nothing was prepared")
+        receiver.close()
+        self._ledger.begin(self.handover, container.name)
+        if self._offer.page_key:
+            tls = write_page_tls(directory.path, self._offer.page_certificate, self._offer.page_key)
+            self._tunnel = Tunnel(self._request_pages)
+            port = await self._tunnel.listen()
+            self._lazy = await container.restore_lazily(directory.images, tls, port)
+        else:
+            await container.restore(directory.images)
+        self._act(self._machine.thawed())
+
+    async def _appear(self) -> None:
+        await self._command("appear", address=self._offer.address)
+        self._act(self._machine.switched())
+
+    async def _activate(self) -> None:
+        await self._command("activate")
+        address = Address.parse(self._offer.address)
+        self._agent.publish(Adopted(self._channel.peer, address, self._offer.connections))
+
+    async def _report(self) -> None:
+        """Tell the source how the clients follow; then the images are of no use any more."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + REPORT_LIMIT
+        while loop.time() < ends_at:
+            completion = await self._command("wait", timeout=REPORT_INTERVAL)
+            self._followed = messages.Followed(
+                self.handover,
+                seconds=completion["seconds"],
+                completed=len(completion["completed_seconds"]),
+                pending=tuple(completion["pending"]),
+                lost=tuple(completion["lost"]),
+            )
+            self._send(self._followed)
+            if completion["completed"]:
+                return
+
+    async def _finish(self) -> None:
+        """Leave nothing behind but the container."""
+        try:
+            if self._lazy is not None:
+                await self._lazy.wait()
+        finally:
+            await self._resources.aclose()
+            self._agent.ended(self)
+
+    async def _discard(self) -> None:
+        try:
+            if self._tunnel is not None:
+                self._tunnel.close()
+            if self._lazy is not None:
+                self._lazy.kill()
+            if self._container is not None:
+                await self._container.remove()
+            self._ledger.forget(self.handover)
+        finally:
+            await self._resources.aclose()
+            self._agent.ended(self)
+
+    # What the machine decides
+
+    def _take_beside(self, message: Message) -> bool:
+        match message:
+            case messages.CopyAhead() if self._receiver is not None and self._machine.may_abort:
+                self._take(message)
+            case messages.Pages() if self._tunnel is not None:
+                self._tunnel.received(message.data)
+        return isinstance(message, messages.CopyAhead | messages.Pages)
+
+    def _take(self, message: messages.CopyAhead | messages.CarryImage) -> None:
+        if self._receiver is not None:
+            self._receiver.take(message.file, message.data)
+
+    def _do(self, do: Do) -> None:
+        match do:
+            case Do.TAKE:
+                assert isinstance(self._received, messages.CarryImage), "nothing else is carried"
+                self._take(self._received)
+            case Do.IMPORT:
+                self._then(self._restore)
+            case Do.SWITCH:
+                self._then(self._appear)
+            case Do.ACTIVATE:
+                self._then(self._activate)
+            case Do.LIFT:
+                self._then(self._settle)
+            case Do.DISCARD:
+                if self._receiver is not None:
+                    self._receiver.close()
+                self._agent.publish(Discarded(self._channel.peer, self._machine.reason))
+                self._then(self._discard)
+
+    async def _settle(self) -> None:
+        await self._command("settle")
+        self._spawn(self._report())
+        await self._finish()
+
+    def _then(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something when what was begun before is over."""
+        before = self._latest
+
+        async def run() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            await work()
+
+        self._latest = self._spawn(run())
+
+    async def _command(self, name: str, **fields: Any) -> dict[str, Any]:
+        assert self._container is not None, "it was restored"
+        async with ManagementClient.connect(self._container.socket) as management:
+            return await management.command(name, **fields)
+
+    async def _request_pages(self, data: bytes) -> None:
+        with contextlib.suppress(ChannelError):
+            await self._channel.send(messages.encode(messages.PageRequests(self.handover, data)))

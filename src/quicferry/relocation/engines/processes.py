@@ -1,0 +1,29 @@
+"""What the kernel tells of a container's processes (proc(5))."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def memory_of(pid: int) -> int:
+    """Return the resident memory of a process and of all that it has started, in bytes."""
+    children: dict[int, list[int]] = {}
+    resident: dict[int, int] = {}
+    for status in _PROC.glob("[0-9]*/status"):
+        try:
+            fields = dict(
+                line.split(":", 1) for line in status.read_text().splitlines() if ":" in line
+            )
+        except OSError:
+            continue  # it has ended meanwhile
+        number = int(status.parent.name)
+        children.setdefault(int(fields["PPid"]), []).append(number)
+        resident[number] = int(fields.get("VmRSS", "0 kB").split()[0]) << 10
+    total, waiting = 0, [pid]
+    while waiting:
+        number = waiting.pop()
+        total += resident.get(number, 0)
+        waiting += children.get(number, [])
+    return total
