@@ -77,6 +77,16 @@ class Channel(asyncio.Protocol):
         """Whether the peer, or the network, is slower than what is to be sent."""
         return self._sending > _MOST_SENDING or not self._may_write
 
+    @property
+    def local_host(self) -> str:
+        """The IP address of this host that the peer sees, without address translation."""
+        return self._host("sockname")
+
+    @property
+    def remote_host(self) -> str:
+        """The IP address of the peer."""
+        return self._host("peername")
+
     def send_soon(self, data: bytes) -> None:
         """Send a message without waiting; on a closed channel nothing happens.
 
@@ -212,6 +222,12 @@ class Channel(asyncio.Protocol):
         self._pump()
 
     # Between the two
+
+    def _host(self, which: str) -> str:
+        address = self._transport.get_extra_info(which) if self._transport is not None else None
+        if address is None:
+            raise ChannelError(ChannelProblem.CLOSED, f"{self._remote}: the channel is closed")
+        return str(address[0])
 
     def _advance(self) -> None:
         """Go on with what the peer has sent."""

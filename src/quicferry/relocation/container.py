@@ -29,14 +29,13 @@ from quicferry.server import (
 )
 
 from . import messages
-from .channel import Channel
 from .engines import Engine, LazyDump, PageTls, SourceContainer, Technique
-from .errors import ChannelError, HandoverError
+from .errors import HandoverError
 from .identity import Identity
 from .images import Compression, ImageDirectory, ImageSender, SendPiece
 from .messages import Message
 from .orchestration import Gate, Plan, Relocation
-from .pages import Tunnel, make_page_tls
+from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
 
 DEFAULT_LEASE = 60.0
@@ -98,7 +97,6 @@ class ContainerRelocation(Relocation):
         self._sender: ImageSender | None = None
         self._tls: PageTls | None = None
         self._lazy: LazyDump | None = None
-        self._tunnel: Tunnel | None = None
         self._writing: asyncio.Future[Any] | None = None
         self._suspended = False
         self._farewells: list[dict[str, Any]] = []
@@ -184,10 +182,10 @@ class ContainerRelocation(Relocation):
         self._farewells = reply["farewells"]
         assert self._management is not None, "it has just answered"
         await self._management.wait_closed()
-        writing = self._container.dump(self._images)
-        if self._tls is not None:
-            writing = self._dump_lazily(self._tls)
-        await self._write(writing, self._send_image)
+        if self._tls is None:
+            await self._write(self._container.dump(self._images), self._send_image)
+        else:
+            await self._write(self._dump_lazily(self._tls), self._send_image)
 
     async def _transfer(self) -> int:
         await self._sender_of_images.finish(self._send_image)
@@ -195,7 +193,10 @@ class ContainerRelocation(Relocation):
         return self._pieces
 
     async def _dump_lazily(self, tls: PageTls) -> None:
-        self._lazy = await self._container.dump_lazily(self._images, tls)
+        if self._channel is None:
+            raise HandoverError("the link to the agent is lost")
+        self._lazy = await self._container.dump_lazily(self._images, tls, self._channel.local_host)
+        self._send(messages.PageServer(self._machine.handover, self._lazy.port))
 
     @property
     def _images(self) -> Path:
@@ -234,29 +235,6 @@ class ContainerRelocation(Relocation):
     def _report_progress(self) -> None:
         self._tell(Transferred(self._sender_of_images.read, self._size, self._memory))
 
-    # Pages that are fetched
-
-    def _received(self, message: Message) -> None:
-        if isinstance(message, messages.PageRequests):
-            if self._tunnel is None and self._lazy is not None:
-                self._tunnel = Tunnel(self._send_pages)
-                self._spawn(self._tunnel.connect(self._lazy.port))
-            if self._tunnel is not None:
-                self._tunnel.received(message.data)
-        super()._received(message)
-
-    async def _send_pages(self, data: bytes) -> None:
-        if self._channel is not None:
-            with contextlib.suppress(ChannelError):
-                await self._channel.send(
-                    messages.encode(messages.Pages(self._machine.handover, data))
-                )
-
-    def _link_lost(self, channel: Channel | None, reason: str) -> None:
-        if self._tunnel is not None:
-            self._tunnel.close()
-        super()._link_lost(channel, reason)
-
     # What becomes of it
 
     def _call_off(self) -> None:
@@ -282,8 +260,6 @@ class ContainerRelocation(Relocation):
         """Let the container run, and the server in it serve."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
-        if self._tunnel is not None:
-            self._tunnel.close()
         if self._lazy is not None:
             await self._lazy.abandon()
         if not self._suspended:

@@ -19,12 +19,12 @@ from . import messages
 from .channel import Channel
 from .destination import LEASE_MARGIN, Do
 from .engines import DestinationContainer, LazyRestore
-from .errors import ChannelError, EngineError, HandoverError
+from .errors import EngineError, HandoverError
 from .events import Adopted, Discarded, Offered
 from .images import Compression, ImageDirectory, ImageReceiver
 from .ledger import Ledger
 from .messages import Message
-from .pages import Tunnel, write_page_tls
+from .pages import write_page_tls
 from .reception import Reception
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ContainerReception(Reception):
         self._receiver: ImageReceiver | None = None
         self._container: DestinationContainer | None = None
         self._lazy: LazyRestore | None = None
-        self._tunnel: Tunnel | None = None
+        self._page_port: int | None = None
         self._latest: asyncio.Task[None] | None = None
 
     async def wait_pages(self) -> None:
@@ -112,9 +112,11 @@ class ContainerReception(Reception):
         self._ledger.begin(self.handover, container.name)
         if self._offer.page_key:
             tls = write_page_tls(directory.path, self._offer.page_certificate, self._offer.page_key)
-            self._tunnel = Tunnel(self._request_pages)
-            port = await self._tunnel.listen()
-            self._lazy = await container.restore_lazily(directory.images, tls, port)
+            if self._page_port is None:
+                raise HandoverError("the source has not said where the memory can be fetched")
+            self._lazy = await container.restore_lazily(
+                directory.images, tls, self._offered_on.remote_host, self._page_port
+            )
         else:
             await container.restore(directory.images)
         self._act(self._machine.thawed())
@@ -156,8 +158,6 @@ class ContainerReception(Reception):
 
     async def _discard(self) -> None:
         try:
-            if self._tunnel is not None:
-                self._tunnel.close()
             if self._lazy is not None:
                 self._lazy.kill()
             if self._container is not None:
@@ -173,9 +173,9 @@ class ContainerReception(Reception):
         match message:
             case messages.CopyAhead() if self._receiver is not None and self._machine.may_abort:
                 self._take(message)
-            case messages.Pages() if self._tunnel is not None:
-                self._tunnel.received(message.data)
-        return isinstance(message, messages.CopyAhead | messages.Pages)
+            case messages.PageServer():
+                self._page_port = message.port
+        return isinstance(message, messages.CopyAhead | messages.PageServer)
 
     def _take(self, message: messages.CopyAhead | messages.CarryImage) -> None:
         if self._receiver is not None:
@@ -220,7 +220,3 @@ class ContainerReception(Reception):
         assert self._container is not None, "it was restored"
         async with ManagementClient.connect(self._container.socket) as management:
             return await management.command(name, **fields)
-
-    async def _request_pages(self, data: bytes) -> None:
-        with contextlib.suppress(ChannelError):
-            await self._channel.send(messages.encode(messages.PageRequests(self.handover, data)))

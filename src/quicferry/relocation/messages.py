@@ -149,14 +149,14 @@ class CarryImage(Message):
 
 
 @dataclass(frozen=True)
-class Pages(Message):
-    """What the page server of a stopped container says. It holds secrets, encrypted.
+class PageServer(Message):
+    """Here the memory of the stopped container can be fetched.
 
     Attributes:
-        data: Some of it; nothing at the end.
+        port: The TCP port, at the address that the source speaks from.
     """
 
-    data: Piece = field(repr=False)
+    port: Annotated[int, Within(1, 0xFFFF)]
 
 
 @dataclass(frozen=True)
@@ -267,17 +267,6 @@ class Refused(Message):
 
 
 @dataclass(frozen=True)
-class PageRequests(Message):
-    """What the restored container says to the page server.
-
-    Attributes:
-        data: Some of it; nothing at the end.
-    """
-
-    data: Piece = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Received(Message):
     """All has arrived."""
 
@@ -337,7 +326,7 @@ KINDS: dict[int, type[Message]] = {
     0x0A: ContainerOffer,
     0x0B: CopyAhead,
     0x0C: CarryImage,
-    0x0D: Pages,
+    0x0D: PageServer,
     0x81: Accepted,
     0x82: Refused,
     0x83: Received,
@@ -347,7 +336,6 @@ KINDS: dict[int, type[Message]] = {
     0x87: Held,
     0x88: NoCopy,
     0x89: Followed,
-    0x8A: PageRequests,
 }
 """The first byte of a message; the upper half is the destination's."""
 
@@ -372,7 +360,7 @@ def encode(message: Message) -> bytes:
     return data
 
 
-_BULK = (Forward, CopyAhead, CarryImage, Pages, PageRequests)
+_BULK = (Forward, CopyAhead, CarryImage)
 _MOST_DATA = dict.fromkeys(_BULK, 2 * MAX_PIECE) | {Forward: MAX_DATAGRAM}
 
 

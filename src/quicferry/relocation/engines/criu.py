@@ -14,8 +14,6 @@ from .program import Program, start
 CONFIGURATION_ANNOTATION = "org.criu.config"
 """The annotation of a container with the path of a CRIU configuration file of its own."""
 
-LOOPBACK = "127.0.0.1"
-
 _SOCKET = "lazy-pages.socket"
 _START_LIMIT = 10.0
 _LOOK_AGAIN = 0.002
@@ -33,12 +31,15 @@ def tls_options(tls: PageTls) -> list[str]:
     ]
 
 
-def configure(path: Path, tls: PageTls | None) -> None:
+def configure(path: Path, tls: PageTls | None = None, host: str = "") -> None:
     """Write the configuration file of a container.
 
-    The page server would listen at all addresses otherwise, and to anybody.
+    Args:
+        path: The file.
+        tls: What its page server proves itself with, and whom it trusts; None where there is none.
+        host: The address that the page server listens at; by itself it would at all of them.
     """
-    options = [] if tls is None else [f"address {LOOPBACK}", *tls_options(tls)]
+    options = [] if tls is None else [f"address {host}", *tls_options(tls)]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.writelines(f"{option}\n" for option in options)
@@ -78,14 +79,17 @@ class PageClient(LazyRestore):
         self._log = log
 
     @classmethod
-    async def begin(cls, images: Path, work: Path, tls: PageTls, port: int) -> PageClient:
+    async def begin(
+        cls, images: Path, work: Path, tls: PageTls, host: str, port: int
+    ) -> PageClient:
         """Start it, and wait until a container can be restored.
 
         Args:
             images: Where the images are.
             work: A directory for its socket and its log.
-            tls: What it proves itself with.
-            port: Where it fetches the memory, on loopback.
+            tls: What it proves itself with, and whom it trusts.
+            host: The address where it fetches the memory.
+            port: The TCP port there.
 
         Raises:
             EngineError: If it does not start.
@@ -95,7 +99,7 @@ class PageClient(LazyRestore):
         socket.unlink(missing_ok=True)
         options = [f"--{option}".split(" ") for option in tls_options(tls)]
         program = await start(
-            *("criu", "lazy-pages", "--page-server", "--address", LOOPBACK, "--port", str(port)),
+            *("criu", "lazy-pages", "--page-server", "--address", host, "--port", str(port)),
             *("--images-dir", str(images), "--work-dir", str(work), "--log-file", str(log)),
             *(word for option in options for word in option),
         )

@@ -73,7 +73,7 @@ class LazyDump(ABC):
     """The memory of a stopped container, to be fetched; made by `SourceContainer.dump_lazily`.
 
     Attributes:
-        port: The TCP port on loopback where exactly one client can fetch it.
+        port: The TCP port where exactly one client can fetch it.
     """
 
     port: int
@@ -153,8 +153,8 @@ class SourceContainer(Container):
         """
 
     @abstractmethod
-    async def dump_lazily(self, images: Path, tls: PageTls) -> LazyDump:
-        """Stop it and write everything but its memory.
+    async def dump_lazily(self, images: Path, tls: PageTls, host: str) -> LazyDump:
+        """Stop it and write everything but its memory, which can be fetched at the address `host`.
 
         Raises:
             EngineError: If that fails; `resume` has to follow.
@@ -181,8 +181,8 @@ class DestinationContainer(Container):
         """
 
     @abstractmethod
-    async def restore_lazily(self, images: Path, tls: PageTls, port: int) -> LazyRestore:
-        """Make and start it; its memory is fetched at the TCP port `port` on loopback.
+    async def restore_lazily(self, images: Path, tls: PageTls, host: str, port: int) -> LazyRestore:
+        """Make and start it; its memory is fetched at the TCP port `port` of `host`.
 
         Raises:
             EngineError: If that fails; nothing is left of it.

@@ -88,15 +88,15 @@ class Bundle:
         """The management socket of the server in it."""
         return self.directory / SOCKET_NAME
 
-    def configure_criu(self, tls: PageTls | None) -> None:
-        """Write CRIU's configuration for the container.
+    def configure_criu(self, tls: PageTls | None = None, host: str = "") -> None:
+        """Write CRIU's configuration for the container; see `criu.configure`.
 
         Raises:
             EngineError: If it has none, and needs one.
         """
         path = self.annotations.get(criu.CONFIGURATION_ANNOTATION)
         if path is not None:
-            criu.configure(Path(path), tls)
+            criu.configure(Path(path), tls, host)
         elif tls is not None:
             raise EngineError(
                 f"{self.path / 'config.json'} has no annotation {criu.CONFIGURATION_ANNOTATION}, "
@@ -188,28 +188,28 @@ class _Source(_Container, SourceContainer):
 
     async def pre_dump(self, images: Path) -> None:
         """Write its memory while it runs."""
-        self._bundle.configure_criu(None)
+        self._bundle.configure_criu()
         await self._checkpoint(images, _BEFORE, "--pre-dump")
 
     async def dump(self, images: Path) -> None:
         """Pause it and write everything, or what has changed since `pre_dump`."""
-        self._bundle.configure_criu(None)
+        self._bundle.configure_criu()
         await run("runc", "pause", self.name, limit=_QUICK)
         await self._checkpoint(images, _FINAL, "--leave-running", *_parent(images))
 
-    async def dump_lazily(self, images: Path, tls: PageTls) -> LazyDump:
+    async def dump_lazily(self, images: Path, tls: PageTls, host: str) -> LazyDump:
         """Pause it and write everything but its memory."""
-        self._bundle.configure_criu(tls)
+        self._bundle.configure_criu(tls, host)
         await run("runc", "pause", self.name, limit=_QUICK)
-        port = _free_port()
+        port = _free_port(host)
         with _status_pipe(images.parent / _WORK) as (ours, theirs):
             program = await start(
                 *self._arguments(images, _FINAL, "--leave-running", *_parent(images)),
-                *("--lazy-pages", "--page-server", f"{criu.LOOPBACK}:{port}"),
+                *("--lazy-pages", "--page-server", f"{host}:{port}"),
                 *("--status-fd", str(theirs), self.name),
                 pass_fds=[theirs],
             )
-            dump = _Lazy(program, images.parent / _WORK / "dump.log", port)
+            dump = _Lazy(program, images.parent / _WORK / "dump.log", host, port)
             os.close(theirs)
             await dump.ready(ours)
         return dump
@@ -237,8 +237,9 @@ class _Source(_Container, SourceContainer):
 
 
 class _Lazy(LazyDump):
-    def __init__(self, program: Program, log: Path, port: int) -> None:
+    def __init__(self, program: Program, log: Path, host: str, port: int) -> None:
         self.port = port
+        self._host = host
         self._program = program
         self._log = log
 
@@ -271,7 +272,7 @@ class _Lazy(LazyDump):
         CRIU ends when its only client goes away. It must not be killed: it holds the container.
         """
         with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(criu.LOOPBACK, self.port)
+            _, writer = await asyncio.open_connection(self._host, self.port)
             writer.close()
         with contextlib.suppress(EngineError):
             await self.wait()
@@ -280,15 +281,15 @@ class _Lazy(LazyDump):
 class _Destination(_Container, DestinationContainer):
     async def restore(self, images: Path) -> None:
         """Make and start it."""
-        self._bundle.configure_criu(None)
+        self._bundle.configure_criu()
         await self._restore(images)
 
-    async def restore_lazily(self, images: Path, tls: PageTls, port: int) -> LazyRestore:
+    async def restore_lazily(self, images: Path, tls: PageTls, host: str, port: int) -> LazyRestore:
         """Make and start it; its memory is fetched."""
-        self._bundle.configure_criu(None)
+        self._bundle.configure_criu()
         work = images.parent / _WORK
         work.mkdir(mode=0o700, exist_ok=True)
-        client = await criu.PageClient.begin(images / _FINAL, work, tls, port)
+        client = await criu.PageClient.begin(images / _FINAL, work, tls, host, port)
         try:
             await self._restore(images, "--lazy-pages")
         except BaseException:
@@ -336,9 +337,10 @@ def _parent(images: Path) -> list[str]:
     return ["--parent-path", f"../{_BEFORE}"] if (images / _BEFORE).is_dir() else []
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind((criu.LOOPBACK, 0))
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.bind((host, 0))
         return int(sock.getsockname()[1])
 
 
