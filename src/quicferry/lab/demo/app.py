@@ -58,7 +58,7 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
     method, path = scope["method"], scope["path"]
     try:
         if method == "GET" and path == "/":
-            await _respond(send, 200, INDEX)
+            await respond(send, 200, INDEX)
         elif method == "GET" and path.startswith("/bytes/"):
             await _bytes(scope, send)
         elif method == "POST" and path == "/echo":
@@ -66,9 +66,9 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
         elif method == "POST" and path == "/upload":
             await _upload(receive, send)
         elif path in ("/", "/echo", "/upload") or path.startswith("/bytes/"):
-            await _respond(send, 405, b"wrong method\n")
+            await respond(send, 405, b"wrong method\n")
         else:
-            await _respond(send, 404, b"no such resource, see /\n")
+            await respond(send, 404, b"no such resource, see /\n")
     except (_DisconnectedError, OSError):
         pass  # the client has gone; servers raise OSError from send then (ASGI 2.4)
 
@@ -102,7 +102,7 @@ async def _bytes(scope: Message, send: Send) -> None:
     except ValueError:
         size = seed = -1
     if size < 0:
-        await _respond(send, 400, b"size and seed must be numbers, as in /bytes/1000?seed=7\n")
+        await respond(send, 400, b"size and seed must be numbers, as in /bytes/1000?seed=7\n")
         return
     await _start(send, 200, b"application/octet-stream", size)
     for block in content.blocks(seed, size):
@@ -130,7 +130,7 @@ async def _upload(receive: Receive, send: Send) -> None:
         "total_uploads": _totals.uploads,
         "total_bytes": _totals.bytes,
     }
-    await _respond(send, 200, json.dumps(answer).encode(), b"application/json")
+    await respond(send, 200, json.dumps(answer).encode(), b"application/json")
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:
@@ -144,7 +144,8 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
             yield message["body"]
 
 
-async def _respond(send: Send, status: int, data: bytes, kind: bytes = b"text/plain") -> None:
+async def respond(send: Send, status: int, data: bytes, kind: bytes = b"text/plain") -> None:
+    """Send a response in one piece."""
     await _start(send, status, kind, len(data))
     await send({"type": "http.response.body", "body": data})
 

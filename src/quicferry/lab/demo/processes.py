@@ -78,6 +78,17 @@ class Child:
         await self._process.wait()
         await self._stderr
 
+    async def stop(self) -> None:
+        """End a child to whom the end of its input means nothing: by SIGTERM, then by SIGKILL."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        await self.end()
+
+    @property
+    def last_words(self) -> str:
+        """What it has written to its standard error, in the last lines."""
+        return "\n".join(self._last_words)
+
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
         while line := await self._process.stderr.readline():

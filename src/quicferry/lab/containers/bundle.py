@@ -1,0 +1,59 @@
+"""The laboratory's application as a bundle: made once for each state of the code, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import quicferry
+from quicferry.lab.hosts import rootfs
+from quicferry.protocol import Address
+from quicferry.relocation.image import Application, make_bundle
+from quicferry.server import self_signed
+
+APPLICATION = "quicferry.lab.containers.app:app"
+NAME = "site"
+CERTIFICATE = "certificate.pem"
+"""What clients have to trust, beside the bundle."""
+
+_PORT = 4433
+
+
+def prepare_bundle(hosts: tuple[str, ...]) -> Path:
+    """Return a directory with the laboratory's application as a bundle, and its certificate.
+
+    It takes some ten seconds if it has to be made; former ones are kept until the laboratory is
+    cleaned.
+
+    Args:
+        hosts: The addresses of the hosts that the server will be at.
+
+    Raises:
+        LabError: If the laboratory has not been set up.
+        ImageError: If the bundle cannot be made.
+    """
+    root = rootfs.find()
+    folder = rootfs.directory() / f"site-{_state_of_the_code()}-{root.name}"
+    if not (folder / NAME).exists():
+        folder.mkdir(exist_ok=True)
+        certificate, key = self_signed(hosts)
+        (folder / CERTIFICATE).write_bytes(certificate)
+        (folder / "key.pem").touch(mode=0o600)
+        (folder / "key.pem").write_bytes(key)
+        application = Application(
+            APPLICATION,
+            certificate=folder / CERTIFICATE,
+            key=folder / "key.pem",
+            bind=Address.parse(f"0.0.0.0:{_PORT}"),
+            options=tuple(word for host in hosts for word in ("--pool", f"{host}:{_PORT}")),
+        )
+        make_bundle(folder / NAME, application, name=NAME, base=root)
+    return folder
+
+
+def _state_of_the_code() -> str:
+    package = Path(quicferry.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

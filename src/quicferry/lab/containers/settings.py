@@ -1,0 +1,59 @@
+"""What a trial with containers is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quicferry.lab.emulation import PathSpec
+from quicferry.protocol import MigrationProtocol, Policy, protocol_name
+from quicferry.relocation import Compression, Technique
+
+EDGE = PathSpec(rtt_ms=18, rate_mbit=12)
+"""The path between client and server, before and after: as much as two cores serve and check with
+time to spare, so that their speed does not show."""
+
+GIGABIT = PathSpec(rate_mbit=1000, queue_ms=10)
+"""The link between the two hosts."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One trial.
+
+    Attributes:
+        technique: How the container is moved.
+        engine: By which engine.
+        protocol: The migration protocol of the clients.
+        policy: How they look for the server.
+        memory: What the application keeps beside the rest, in megabytes of random bytes.
+        clients: How many there are; each has requests and downloads under way all the time.
+        near: The path between clients and source.
+        far: The path between clients and destination.
+        between: The link between the two hosts.
+        compression: Of what is moved.
+        round_trip: Whether the server is moved back as well.
+        clock_offset: Seconds by which the destination's clocks are ahead.
+        before: Seconds of load before the relocation, and after it.
+        seed: Of the clients' requests.
+    """
+
+    technique: Technique = Technique.COLD
+    engine: str = "runc"
+    protocol: MigrationProtocol = MigrationProtocol.EXPLICIT
+    policy: Policy = Policy.EAGER
+    memory: int = 0
+    clients: int = 3
+    near: PathSpec = EDGE
+    far: PathSpec = EDGE
+    between: PathSpec = GIGABIT
+    compression: Compression = Compression.NONE
+    round_trip: bool = False
+    clock_offset: int | None = None
+    before: float = 1.0
+    seed: int = 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine}, {self.technique.value}, {protocol_name(self.protocol)} "
+            f"({self.policy.value}), {self.memory} MB more"
+        )
