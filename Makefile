@@ -10,10 +10,10 @@ READY := $(VENV)/.ready
 CODE := src tests conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format conformance bench soak docs build clean
+.PHONY: help setup demo test lab-setup lab-test check format conformance bench soak docs build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv with quicferry in it, editable, and the tools for its development
 
@@ -32,6 +32,12 @@ demo: $(READY) ## move a live server while its clients work (DEMO_ARGS="--protoc
 
 test: $(READY) ## run the tests (PYTEST_ARGS="-k ...")
 	$(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+
+lab-setup: $(READY) ## make the laboratory's system from Debian's packages, once (root)
+	$(VENV)/bin/quicferry lab setup
+
+lab-test: $(READY) ## run the tests that need the laboratory: hosts, links, containers (root; PYTEST_ARGS="-k ...")
+	$(VENV_PYTHON) -m pytest -m lab -rs $(PYTEST_ARGS)
 
 check: $(READY) ## check format, style and types
 	$(VENV_PYTHON) -m ruff format --check $(CODE)

@@ -11,10 +11,10 @@ import click
 from quicferry import __version__
 from quicferry.cli.agent import DEFAULT_LISTEN, describe_agent_event, encode_agent_event
 from quicferry.cli.help import Command
-from quicferry.cli.options import address, common_options, engine_named, engine_option, json_option
+from quicferry.cli.options import address, common_options, engine_option, json_option
 from quicferry.cli.serving import Say, say_json, say_text, stop_signals
 from quicferry.protocol import Address
-from quicferry.relocation import ContainerAgent, Engine, Identity
+from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
 
 
 @click.command(
@@ -34,9 +34,20 @@ from quicferry.relocation import ContainerAgent, Engine, Identity
     "`quicferry image`.",
 )
 @click.option(
+    "--image",
+    metavar="NAME",
+    help="With podman: the image that containers are made of, the same as at the source.",
+)
+@click.option(
     "--container",
     metavar="NAME",
     help="Name of the containers here.  [default: the name at the source]",
+)
+@click.option(
+    "--room",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    help="Megabytes of memory that images of containers may take.  [default: half of the memory]",
 )
 @click.option(
     "--listen",
@@ -58,7 +69,9 @@ def receive(
     *,
     engine: str,
     bundle: Path | None,
+    image: str | None,
     container: str | None,
+    room: int | None,
     listen: Address,
     identity: Path,
     as_json: bool,
@@ -69,19 +82,32 @@ def receive(
     Containers live on when the agent ends. SIGINT or SIGTERM stop it.
     """
     say = say_json if as_json else say_text
-    made = engine_named(engine, bundle)
-    asyncio.run(_receive(made, Identity.load(identity), listen, container, say))
+    made: Engine
+    if engine == Podman.name:
+        if image is None or bundle is not None:
+            raise click.UsageError("--engine podman needs --image, and no --bundle")
+        made = Podman(image)
+    else:
+        if bundle is None or image is not None:
+            raise click.UsageError("--engine runc needs --bundle, and no --image")
+        made = Runc(bundle)
+    agent = ContainerAgent(
+        made,
+        Identity.load(identity),
+        listen,
+        container=container,
+        room=None if room is None else room << 20,
+    )
+    asyncio.run(_receive(agent, say))
 
 
-async def _receive(
-    engine: Engine, identity: Identity, listen: Address, container: str | None, say: Say
-) -> None:
+async def _receive(agent: ContainerAgent, say: Say) -> None:
     with stop_signals() as stopped:
-        async with ContainerAgent(engine, identity, listen, container=container) as running:
+        async with agent as running:
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},
-                f"quicferry {__version__} waits for containers of {engine.name}\n"
-                f"  listening on  {running.address} (TCP), as {identity.name}",
+                f"quicferry {__version__} waits for containers of {running.engine.name}\n"
+                f"  listening on  {running.address} (TCP)",
             )
             following = asyncio.create_task(_follow(running, say))
             await stopped.wait()

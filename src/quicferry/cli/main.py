@@ -15,6 +15,8 @@ from quicferry.cli.demo import demo
 from quicferry.cli.doctor import doctor
 from quicferry.cli.fetch import fetch
 from quicferry.cli.help import Group
+from quicferry.cli.image import image
+from quicferry.cli.lab import lab
 from quicferry.cli.migrate import migrate
 from quicferry.cli.serve import serve
 from quicferry.protocol import QuicferryError
@@ -61,5 +63,5 @@ def main() -> None:
 
 
 agent.add_command(receive)
-for _command in (serve, fetch, ctl, agent, migrate, doctor, demo):
+for _command in (serve, fetch, ctl, agent, migrate, image, doctor, demo, lab):
     main.add_command(_command)

@@ -21,7 +21,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from quicferry.cli.options import engine_named
 from quicferry.protocol import Address, protocol_from_name
 from quicferry.relocation import (
     Compression,
@@ -32,6 +31,7 @@ from quicferry.relocation import (
     StepWaits,
     Technique,
     Transferred,
+    engine_class,
     find_server,
 )
 from quicferry.server import RelocationEvent, ServerEvent, Unready
@@ -80,7 +80,7 @@ async def migrate_container(
         fields: The options that all techniques have.
         tell: Is told what happens.
     """
-    engine = engine_named(choices.engine)
+    engine = engine_class(choices.engine)()
     container = await engine.source(choices.container)
     source = await find_server(container)
     protocol = fields["protocol"]

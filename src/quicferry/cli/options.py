@@ -21,7 +21,7 @@ from quicferry.protocol import (
     protocol_from_name,
     protocol_name,
 )
-from quicferry.relocation import Engine, Runc
+from quicferry.relocation import ENGINES, Runc
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,9 +102,6 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
-ENGINES: dict[str, Callable[[Path | None], Engine]] = {Runc.name: Runc}
-"""How each container engine is made, for containers of a bundle or an image."""
-
 engine_option = click.option(
     "--engine",
     type=click.Choice(list(ENGINES)),
@@ -112,16 +109,6 @@ engine_option = click.option(
     show_default=True,
     help="Container engine.",
 )
-
-
-def engine_named(name: str, source: Path | None = None) -> Engine:
-    """Return a container engine.
-
-    Args:
-        name: Its name.
-        source: What containers that are moved here are made of; None where none will be.
-    """
-    return ENGINES[name](source)
 
 
 def qlog_logger(directory: Path | None) -> QlogDirectory | None:

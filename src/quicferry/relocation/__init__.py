@@ -3,7 +3,7 @@
 from .agent import Agent
 from .container import ContainerPlan, ContainerRelocation, find_server
 from .container_agent import ContainerAgent
-from .engines import Engine, Runc, SourceContainer, Technique
+from .engines import ENGINES, Engine, Podman, Runc, SourceContainer, Technique, engine_class
 from .errors import ChannelError, EngineError, HandoverError, IdentityError
 from .events import Adopted, AgentEvent, Discarded, Offered, Released
 from .handover import Handover, HandoverPlan, Running
@@ -13,6 +13,7 @@ from .management import HandoverCommands
 from .report import Outcome, RelocationReport, Step, StepBegun, StepEnded, StepWaits, Transferred
 
 __all__ = [
+    "ENGINES",
     "Adopted",
     "Agent",
     "AgentEvent",
@@ -32,6 +33,7 @@ __all__ = [
     "IdentityError",
     "Offered",
     "Outcome",
+    "Podman",
     "Released",
     "RelocationReport",
     "Runc",
@@ -43,6 +45,7 @@ __all__ = [
     "StepWaits",
     "Technique",
     "Transferred",
+    "engine_class",
     "find_server",
     "make_identities",
 ]

@@ -12,7 +12,7 @@ import asyncio
 import base64
 import contextlib
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,17 @@ from quicferry.server import (
 )
 
 from . import messages
+from .doctor import problems
 from .engines import Engine, LazyDump, PageTls, SourceContainer, Technique
-from .errors import HandoverError
+from .errors import EngineError, HandoverError
+from .guard import Guard, Stage
 from .identity import Identity
 from .images import Compression, ImageDirectory, ImageSender, SendPiece
 from .messages import Message
 from .orchestration import Gate, Plan, Relocation
 from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
+from .source import Do
 
 DEFAULT_LEASE = 60.0
 """Seconds from the freeze within which a container has to live at the destination."""
@@ -92,6 +95,7 @@ class ContainerRelocation(Relocation):
         self._container_plan = plan
         self._tell = tell
         self._resources = AsyncExitStack()
+        self._guard: Guard | None = None
         self._management: ManagementClient | None = None
         self._directory: ImageDirectory | None = None
         self._sender: ImageSender | None = None
@@ -125,8 +129,12 @@ class ContainerRelocation(Relocation):
 
     async def _make_offer(self) -> Message:
         plan = self._container_plan
+        if found := await problems(plan.technique, self._engine.name):
+            raise EngineError(f"this host cannot do {self.technique}: {'; '.join(found)}")
         self._directory = await self._resources.enter_async_context(ImageDirectory())
         self._sender = ImageSender(self._images, self._engine.grows, plan.compression)
+        guard = Guard(self._engine.name, self._container.name, self._directory.path)
+        self._guard = await self._resources.enter_async_context(guard)
         management = ManagementClient.connect(self._container.socket)
         self._management = await self._resources.enter_async_context(management)
         status = await self._management.command("status")
@@ -176,6 +184,7 @@ class ContainerRelocation(Relocation):
             )
 
     async def _freeze(self) -> None:
+        self._tell_guard(Stage.SUSPENDED)
         reply = await self._command("suspend", address=str(self._plan.address))
         self._suspended = True
         self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
@@ -196,6 +205,7 @@ class ContainerRelocation(Relocation):
         if self._channel is None:
             raise HandoverError("the link to the agent is lost")
         self._lazy = await self._container.dump_lazily(self._images, tls, self._channel.local_host)
+        self._tell_guard(Stage.SUSPENDED, (self._channel.local_host, self._lazy.port))
         self._send(messages.PageServer(self._machine.handover, self._lazy.port))
 
     @property
@@ -235,7 +245,16 @@ class ContainerRelocation(Relocation):
     def _report_progress(self) -> None:
         self._tell(Transferred(self._sender_of_images.read, self._size, self._memory))
 
+    def _tell_guard(self, stage: Stage, pages: tuple[str, int] | None = None) -> None:
+        if self._guard is not None:
+            self._guard.tell(stage, pages)
+
     # What becomes of it
+
+    def _act(self, actions: Sequence[Do | Message]) -> None:
+        if any(isinstance(action, messages.Commit) for action in actions):
+            self._tell_guard(Stage.COMMITTING)
+        super()._act(actions)
 
     def _call_off(self) -> None:
         if not self._suspended:

@@ -38,6 +38,7 @@ class ContainerAgent(BaseAgent):
         identity: What the agent proves itself with, and whom it trusts.
         listen: Where sources find it; TCP. Port 0 stands for any free one.
         container: The name of the containers here; None for the name at the source.
+        room: How much memory images may take, in bytes; None for half of the host's.
         directory: Where the agent writes down what the next one has to know.
     """
 
@@ -48,11 +49,13 @@ class ContainerAgent(BaseAgent):
         listen: Address,
         *,
         container: str | None = None,
+        room: int | None = None,
         directory: Path = DIRECTORY,
     ) -> None:
         super().__init__(identity, listen)
         self.engine = engine
         self.container = container
+        self.room = room
         self._version = ""
         self._ledger = Ledger(directory)
         self._history = self._ledger

@@ -18,7 +18,8 @@ from quicferry.server import ManagementClient
 from . import messages
 from .channel import Channel
 from .destination import LEASE_MARGIN, Do
-from .engines import DestinationContainer, LazyRestore
+from .doctor import problems
+from .engines import DestinationContainer, LazyRestore, Technique
 from .errors import EngineError, HandoverError
 from .events import Adopted, Discarded, Offered
 from .images import Compression, ImageDirectory, ImageReceiver
@@ -35,9 +36,6 @@ REPORT_INTERVAL = 0.5
 
 REPORT_LIMIT = 60.0
 """Seconds for which they are sent."""
-
-_ROOM = 1.25
-"""How much memory a container needs for its images, as a multiple of what it uses."""
 
 
 class ContainerReception(Reception):
@@ -84,6 +82,8 @@ class ContainerReception(Reception):
             compression = Compression(offer.compression)
         except ValueError as exc:
             raise HandoverError(f"the offer cannot be used: {exc}") from None
+        if found := await problems(Technique(offer.technique), self._agent.engine.name):
+            raise HandoverError(f"the agent's host cannot do {offer.technique}: {'; '.join(found)}")
         container = await self._agent.engine.destination(self._agent.container or offer.container)
         if container.image != offer.image:
             raise HandoverError(
@@ -91,11 +91,13 @@ class ContainerReception(Reception):
                 f"would be of {container.image or 'something unnamed'}; build the image once, and "
                 "copy it to both hosts"
             )
-        self._directory = await self._resources.enter_async_context(ImageDirectory())
-        if self._directory.free < offer.memory * _ROOM:
+        self._directory = await self._resources.enter_async_context(
+            ImageDirectory(room=self._agent.room)
+        )
+        if self._directory.free < offer.memory * self._agent.engine.room:
             raise HandoverError(
                 f"the container uses {offer.memory >> 20} MB, and there are "
-                f"{self._directory.free >> 20} MB in memory for its images"
+                f"{self._directory.free >> 20} MB in memory for its images; give them more room"
             )
         if not self._machine.may_abort:
             return  # the source has changed its mind meanwhile
@@ -109,6 +111,7 @@ class ContainerReception(Reception):
         if container is None or directory is None or receiver is None:
             raise HandoverError("internal error: nothing was prepared")
         receiver.close()
+        receiver.check()
         self._ledger.begin(self.handover, container.name)
         if self._offer.page_key:
             tls = write_page_tls(directory.path, self._offer.page_certificate, self._offer.page_key)
@@ -198,6 +201,8 @@ class ContainerReception(Reception):
                 if self._receiver is not None:
                     self._receiver.close()
                 self._agent.publish(Discarded(self._channel.peer, self._machine.reason))
+                if self._latest is not None:
+                    self._latest.cancel()  # a restore that hangs, for example
                 self._then(self._discard)
 
     async def _settle(self) -> None:

@@ -46,13 +46,15 @@ class ImageDirectory:
 
     Args:
         parent: Where it is made. What was left there by processes that are gone is wiped.
+        room: How much it may hold, in bytes; None for half of the host's memory.
 
     Attributes:
         path: The directory. What is written beside the images is wiped as well.
     """
 
-    def __init__(self, parent: Path = DIRECTORY) -> None:
+    def __init__(self, parent: Path = DIRECTORY, *, room: int | None = None) -> None:
         self._parent = parent
+        self._room = room
         self.path = parent / f"{os.getpid()}-{secrets.token_hex(8)}"
 
     @property
@@ -73,7 +75,7 @@ class ImageDirectory:
             EngineError: If that is not possible.
         """
         for path in _leftovers(self._parent):
-            await _wipe(path)
+            await wipe(path)
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except OSError as exc:
@@ -94,14 +96,17 @@ class ImageDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await _wipe(self.path)
+        await wipe(self.path)
 
     async def _mount(self) -> None:
         mount = ("mount", "-t", "tmpfs", "quicferry", str(self.path), "-o")
+        options = "mode=0700,nosuid,nodev,noexec"
+        if self._room is not None:
+            options += f",size={self._room}"
         try:
-            await run(*mount, "mode=0700,nosuid,nodev,noexec,noswap", limit=_MOUNT_LIMIT)
+            await run(*mount, f"{options},noswap", limit=_MOUNT_LIMIT)
         except EngineError:  # kernels before 6.4 know no noswap
-            await run(*mount, "mode=0700,nosuid,nodev,noexec", limit=_MOUNT_LIMIT)
+            await run(*mount, options, limit=_MOUNT_LIMIT)
 
 
 def _leftovers(parent: Path) -> list[Path]:
@@ -110,7 +115,8 @@ def _leftovers(parent: Path) -> list[Path]:
     return [path for path, pid in owned if not Path("/proc", pid).exists()]
 
 
-async def _wipe(path: Path) -> None:
+async def wipe(path: Path) -> None:
+    """Wipe a directory for images, if it is there."""
     with contextlib.suppress(EngineError):  # it was not mounted
         await run("umount", "--lazy", str(path), limit=_MOUNT_LIMIT)
     with contextlib.suppress(OSError):
@@ -200,6 +206,7 @@ class ImageReceiver:
             zstandard.ZstdDecompressor() if compression is Compression.ZSTD else None
         )
         self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
 
     def take(self, name: str, data: bytes) -> None:
         """Append a piece to an image.
@@ -215,6 +222,7 @@ class ImageReceiver:
             self._files[name] = self._open(name)
         try:
             piece = memoryview(self._decompress(data))
+            self._sizes[name] = self._sizes.get(name, 0) + len(piece)
             while piece:
                 piece = piece[os.write(self._files[name], piece) :]
         except OSError as exc:
@@ -222,6 +230,21 @@ class ImageReceiver:
                 f"the images of the container cannot be written: {exc.strerror}; give this host "
                 "more memory, or move a smaller container"
             ) from None
+
+    def check(self) -> None:
+        """Check that the images are there as they have come; CRIU reads on and on otherwise.
+
+        Raises:
+            HandoverError: If one is not.
+        """
+        for name, size in self._sizes.items():
+            path = self._directory / name
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise HandoverError(
+                    f"the image {name} has {found} bytes, and {size} have come: something else "
+                    "than quicferry writes there"
+                )
 
     def close(self) -> None:
         """Close the files."""

@@ -78,6 +78,10 @@ class Child:
         await self._process.wait()
         await self._stderr
 
+    def kill(self) -> None:
+        """End it by force, with all that stands for it."""
+        self._process.kill()
+
     async def stop(self) -> None:
         """End a child to whom the end of its input means nothing: by SIGTERM, then by SIGKILL."""
         if self._process.returncode is None:

@@ -1,5 +1,7 @@
 """The container engines whose containers can be moved."""
 
+from quicferry.relocation.errors import EngineError
+
 from .engine import (
     IMAGE_ANNOTATION,
     SOCKET_DIRECTORY,
@@ -13,9 +15,26 @@ from .engine import (
     SourceContainer,
     Technique,
 )
+from .podman import Podman
 from .runc import Runc
 
+ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Runc, Podman)}
+"""All of them, by name."""
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the engine of that name.
+
+    Raises:
+        EngineError: If there is none.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"there is no engine {name!r}, only: {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
 __all__ = [
+    "ENGINES",
     "IMAGE_ANNOTATION",
     "SOCKET_DIRECTORY",
     "SOCKET_NAME",
@@ -25,7 +44,9 @@ __all__ = [
     "LazyDump",
     "LazyRestore",
     "PageTls",
+    "Podman",
     "Runc",
     "SourceContainer",
     "Technique",
+    "engine_class",
 ]

@@ -56,7 +56,8 @@ def explain(error: EngineError, log: Path) -> EngineError:
     if not telling:
         return error
     said = telling[0].partition("Error")[2].strip()
-    return EngineError(f"{error} (CRIU: {said[:300]}){_remedy(said)}")
+    what = str(error).partition(" failed:")[0]
+    return EngineError(f"{what} failed: CRIU says {said[:300]}{_remedy(said)}")
 
 
 def _remedy(said: str) -> str:
@@ -67,6 +68,11 @@ def _remedy(said: str) -> str:
         "Can't lookup mount": "let the container use files of its own mounts only, and /dev/null "
         "as stdin, stdout and stderr",
         "No space left": "give the directory in memory more room",
+        "Address already in use": "free the port that the server listens at on this host",
+        "Can't get rlimit": "without CAP_SYS_RESOURCE only containers whose user is root can be "
+        "moved: make the image with --user 0",
+        "sockets: Can't get": "install CRIU 4.2 or newer",
+        "vdso": "install CRIU 4.2 or newer",
     }
     return next((f"; {what}" for sign, what in remedies.items() if sign in said), "")
 

@@ -112,7 +112,8 @@ class Container(ABC):
 
     Attributes:
         name: Its name, the same on both hosts.
-        image: What it was made of, by `IMAGE_ANNOTATION`; empty if it does not say.
+        image: What it was made of, by `IMAGE_ANNOTATION` or the engine's own knowledge; empty if
+            neither says.
         socket: The management socket of its server, as this host sees it.
     """
 
@@ -195,10 +196,12 @@ class Engine(ABC):
     Attributes:
         name: By which it is chosen.
         techniques: What it can do, where the kernel and CRIU can.
+        room: How much memory images take at the most, as a multiple of the container's.
     """
 
     name: ClassVar[str]
     techniques: ClassVar[frozenset[Technique]]
+    room: ClassVar[float] = 1.25
 
     @abstractmethod
     async def version(self) -> str:
@@ -211,6 +214,14 @@ class Engine(ABC):
     @abstractmethod
     async def source(self, name: str) -> SourceContainer:
         """Return the running container called `name`.
+
+        Raises:
+            EngineError: If there is none, or it holds no quicferry server.
+        """
+
+    @abstractmethod
+    async def interrupted(self, name: str) -> SourceContainer:
+        """Return the container called `name`, which a relocation may have left stopped.
 
         Raises:
             EngineError: If there is none, or it holds no quicferry server.

@@ -43,6 +43,8 @@ _QUICK = 10.0
 _LIMIT = 120.0
 """Seconds for a dump or a restore."""
 
+_LOOK_AGAIN = 0.02
+
 _BEFORE = "before"
 """The directory with the memory that was written while the container ran."""
 _FINAL = "final"
@@ -88,6 +90,13 @@ class Bundle:
         """The management socket of the server in it."""
         return self.directory / SOCKET_NAME
 
+    def prepare_directory(self) -> None:
+        """Make the directory for the management socket, and remove that of a former server."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        user = (self._config.get("process") or {}).get("user") or {}
+        os.chown(self.directory, user.get("uid", 0), user.get("gid", 0))
+        self.socket.unlink(missing_ok=True)
+
     def configure_criu(self, tls: PageTls | None = None, host: str = "") -> None:
         """Write CRIU's configuration for the container; see `criu.configure`.
 
@@ -127,11 +136,7 @@ class Runc(Engine):
 
     async def source(self, name: str) -> SourceContainer:
         """Return the running container called `name`."""
-        state = await _state(name)
-        if state is None:
-            raise EngineError(
-                f"runc has no container {name}; see `runc list`, and start it with `runc run`"
-            )
+        state = await _known(name)
         if state["status"] == "paused":
             raise EngineError(
                 f"the container {name} is paused; if a relocation was interrupted and came to "
@@ -139,6 +144,11 @@ class Runc(Engine):
             )
         if state["status"] != "running":
             raise EngineError(f"the container {name} is {state['status']}; start it first")
+        return _Source(name, Bundle(Path(state["bundle"])), int(state["pid"]))
+
+    async def interrupted(self, name: str) -> SourceContainer:
+        """Return the container called `name`, which a relocation may have left stopped."""
+        state = await _known(name)
         return _Source(name, Bundle(Path(state["bundle"])), int(state["pid"]))
 
     async def destination(self, name: str) -> DestinationContainer:
@@ -215,7 +225,8 @@ class _Source(_Container, SourceContainer):
         return dump
 
     async def resume(self) -> None:
-        """Let it run on."""
+        """Let it run on, once nobody writes it any more."""
+        await _until_written(self.name)
         state = await _state(self.name)
         if state is None:
             raise EngineError(f"the container {self.name} has been ended by somebody else")
@@ -298,8 +309,7 @@ class _Destination(_Container, DestinationContainer):
         return client
 
     async def _restore(self, images: Path, *options: str) -> None:
-        self._bundle.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._bundle.socket.unlink(missing_ok=True)  # of a server that was here before
+        self._bundle.prepare_directory()
         work = images.parent / _WORK
         work.mkdir(mode=0o700, exist_ok=True)
         if (images / _BEFORE).is_dir():
@@ -327,9 +337,40 @@ async def _state(name: str) -> dict[str, Any] | None:
         raise
 
 
+async def _known(name: str) -> dict[str, Any]:
+    """Return what runc knows of a container."""
+    state = await _state(name)
+    if state is None:
+        raise EngineError(
+            f"runc has no container {name}; see `runc list`, and start it with `runc run`"
+        )
+    return state
+
+
 async def _remove(name: str) -> None:
     if await _state(name) is not None:
         await run("runc", "delete", "--force", name, limit=_QUICK)
+
+
+async def _until_written(name: str) -> None:
+    """Wait until no dump of a container is under way, which another process may have begun."""
+    for _ in range(round(_LIMIT / _LOOK_AGAIN)):
+        if not _is_being_written(name):
+            return
+        await asyncio.sleep(_LOOK_AGAIN)
+    raise EngineError(f"the container {name} has been written for more than {_LIMIT:g} s")
+
+
+def _is_being_written(name: str) -> bool:
+    return any(_is_checkpoint(path, name) for path in Path("/proc").glob("[0-9]*/cmdline"))
+
+
+def _is_checkpoint(cmdline: Path, name: str) -> bool:
+    try:
+        words = cmdline.read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended meanwhile
+    return words[:2] == [b"runc", b"checkpoint"] and name.encode() in words
 
 
 def _parent(images: Path) -> list[str]:

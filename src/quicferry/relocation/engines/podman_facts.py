@@ -1,0 +1,191 @@
+"""What Podman tells: of its containers, of its images, and of a checkpoint in an archive."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quicferry.relocation.errors import EngineError
+
+from .engine import SOCKET_DIRECTORY, SOCKET_NAME
+
+_RUNTIME = "runc"
+_IDENTITY = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A container, from ``podman inspect``.
+
+    Attributes:
+        identity: Its ID, which it keeps on another host.
+        status: What it does: ``running``, ``paused``, ``exited``...
+        pid: Its first process, as this host sees it; 0 if there is none.
+        image: The ID of the image that it was made of.
+        directory: What Podman has for it on disk.
+        socket: The management socket of its server; None if it mounts none.
+        has_own_files: Whether its root file system can be written to.
+        obstacle: Why Podman cannot move it, and what to do about it; None if it can.
+    """
+
+    identity: str
+    status: str
+    pid: int
+    image: str
+    directory: Path
+    socket: Path | None
+    has_own_files: bool
+    obstacle: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Inspected:
+        """Return what ``podman inspect`` has printed of one container.
+
+        Raises:
+            EngineError: If that is something else.
+        """
+        try:
+            (found,) = json.loads(text)
+            return cls(
+                identity=found["Id"],
+                status=found["State"]["Status"],
+                pid=found["State"]["Pid"],
+                image=found["Image"],
+                directory=Path(found["StaticDir"]),
+                socket=_socket((m["Destination"], m["Source"]) for m in found["Mounts"]),
+                has_own_files=not found["HostConfig"]["ReadonlyRootfs"],
+                obstacle=_obstacle(found),
+            )
+        except (ValueError, KeyError, TypeError):
+            raise EngineError(
+                "`podman inspect` prints what this quicferry does not know; use Podman 5.4"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, from ``podman image inspect``.
+
+    Attributes:
+        identity: Its ID.
+        names: What it is called here.
+    """
+
+    identity: str
+    names: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Image:
+        """Return what ``podman image inspect`` has printed of one image.
+
+        Raises:
+            EngineError: If that is something else.
+        """
+        try:
+            (found,) = json.loads(text)
+            return cls(found["Id"], frozenset(found["RepoTags"] or ()))
+        except (ValueError, KeyError, TypeError):
+            raise EngineError(
+                "`podman image inspect` prints what this quicferry does not know; use Podman 5.4"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A checkpoint in an archive, from ``podman container checkpoint --export``.
+
+    Attributes:
+        identity: The ID of its container.
+        name: The container's name.
+        image: The name of the image that it was made of.
+        socket: The management socket of its server, on either host.
+        sources: What it mounts of the host, beside the directory of the socket.
+    """
+
+    identity: str
+    name: str
+    image: str
+    socket: Path
+    sources: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Archive:
+        """Return what is in an archive.
+
+        Raises:
+            EngineError: If it is none, or one of another container.
+        """
+        try:
+            with tarfile.open(path, "r:") as archive:
+                config = json.load(_member(archive, "config.dump"))
+                mounts = json.load(_member(archive, "spec.dump"))["mounts"]
+            socket = _socket((m["destination"], m["source"]) for m in mounts)
+            if socket is None:
+                raise KeyError(SOCKET_DIRECTORY)
+            bound = [Path(m["source"]) for m in mounts if m["type"] == "bind"]
+            identity = config["id"]
+            if not _IDENTITY.fullmatch(identity):  # it becomes a part of a path
+                raise ValueError
+            return cls(
+                identity=identity,
+                name=config["name"],
+                image=config["rootfsImageName"],
+                socket=socket,
+                # Podman makes those that it has for the container itself.
+                sources=tuple(
+                    path for path in bound if identity not in path.parts and path != socket.parent
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError, tarfile.TarError):
+            raise EngineError(
+                "what has arrived is no checkpoint of Podman with a quicferry server in it; the "
+                "transfer was damaged, or the hosts have different versions of Podman"
+            ) from None
+
+
+def _member(archive: tarfile.TarFile, name: str) -> Any:
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(name)
+    return file
+
+
+def _socket(mounts: Any) -> Path | None:
+    """Return where the management socket is, by pairs of destination and source."""
+    sources = (source for destination, source in mounts if destination == SOCKET_DIRECTORY)
+    return next((Path(source) / SOCKET_NAME for source in sources), None)
+
+
+def _obstacle(found: dict[str, Any]) -> str | None:
+    """Return why Podman cannot move a container, and what to do about it."""
+    host = found["HostConfig"]
+    restart = host["RestartPolicy"]["Name"]
+    if Path(found["OCIRuntime"]).name != _RUNTIME:
+        return (
+            f"runs with {found['OCIRuntime']}, whose containers Podman cannot restore; make it "
+            "with `podman --runtime runc run`"
+        )
+    if host["NetworkMode"] != "host":
+        return (
+            f"has the network {host['NetworkMode']}, so its server does not listen at this host's "
+            "addresses; make it with --network host"
+        )
+    if host["IpcMode"] not in ("", "private", "shareable", "none"):
+        return (
+            f"shares its /dev/shm ({host['IpcMode']}), which would be moved along; make it with "
+            "--ipc private"
+        )
+    if found["Pod"]:
+        return "belongs to a pod, which cannot be moved; make it without one"
+    if host["AutoRemove"]:
+        return "is removed when it stops, so it could never go on here; make it without --rm"
+    if restart not in ("", "no"):
+        return (
+            f"has the restart policy {restart}, so it might be started anew beside its copy; "
+            f"run `podman update --restart=no {found['Name']}`"
+        )
+    return None

@@ -1,0 +1,17 @@
+"""Makes of an ASGI application what a container engine runs, so that it can be moved with it."""
+
+from .application import DEFAULT_BIND, Application, default_user
+from .bundle import Bundle, make_bundle
+from .errors import ImageError
+from .podman import PodmanImage, make_podman_image
+
+__all__ = [
+    "DEFAULT_BIND",
+    "Application",
+    "Bundle",
+    "ImageError",
+    "PodmanImage",
+    "default_user",
+    "make_bundle",
+    "make_podman_image",
+]

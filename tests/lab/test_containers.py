@@ -1,0 +1,71 @@
+"""Containers are moved between hosts under load, and no client loses anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from quicferry.lab.containers import Settings, Trial, run_trial
+from quicferry.lab.containers.settings import EDGE
+from quicferry.lab.hosts import Lab
+from quicferry.protocol import MigrationProtocol, Policy
+from quicferry.relocation import Compression, Technique
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+PROTOCOLS = [pytest.param(protocol, id=protocol.name) for protocol in MigrationProtocol]
+LOSSY = EDGE.__class__(rtt_ms=EDGE.rtt_ms, rate_mbit=EDGE.rate_mbit, loss_percent=1.5, seed=7)
+
+
+async def moved(settings: Settings) -> Trial:
+    """Return a trial in which nothing was lost; skip what this kernel cannot do."""
+    await _skip_unless_able(settings.technique, settings.engine)
+    trial = await run_trial(settings)
+    assert not trial.problems, f"seed {settings.seed}"
+    assert len(trial.reports) == 1 + settings.round_trip
+    return trial
+
+
+async def _skip_unless_able(technique: Technique, engine: str) -> None:
+    if not technique.copies_before:
+        return
+    async with Lab() as lab:
+        host = await lab.add_host("host")
+        command = ["quicferry", "doctor", "--no-test", "--technique", technique.value]
+        done = await host.attempt([*command, "--engine", engine])
+    if "soft-dirty" in done.stdout + done.stderr and done.returncode:
+        pytest.skip("this kernel tracks no changes of memory (soft-dirty): see make lab-vm")
+
+
+@pytest.mark.parametrize("technique", list(Technique), ids=lambda each: each.value)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_there_and_back(technique: Technique, protocol: MigrationProtocol) -> None:
+    await moved(Settings(technique=technique, protocol=protocol, round_trip=True))
+
+
+@pytest.mark.parametrize("technique", list(Technique), ids=lambda each: each.value)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_with_much_memory(technique: Technique, protocol: MigrationProtocol) -> None:
+    trial = await moved(Settings(technique=technique, protocol=protocol, memory=100))
+    carried = sum(report["bytes"] for report in trial.reports)
+    assert (carried < 50 << 20) is (technique is Technique.POST_COPY)
+
+
+@pytest.mark.parametrize("technique", list(Technique), ids=lambda each: each.value)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_with_loss(technique: Technique, protocol: MigrationProtocol) -> None:
+    await moved(Settings(technique=technique, protocol=protocol, near=LOSSY, far=LOSSY))
+
+
+@pytest.mark.parametrize("policy", [Policy.REACTIVE, Policy.PROACTIVE], ids=lambda each: each.name)
+async def test_policies(policy: Policy) -> None:
+    await moved(Settings(policy=policy))
+
+
+async def test_the_clock_of_another_host_does_no_harm() -> None:
+    await moved(Settings(clock_offset=86_400, round_trip=True))
+
+
+async def test_compressed() -> None:
+    plain = await moved(Settings())
+    compressed = await moved(Settings(compression=Compression.ZSTD))
+    assert compressed.reports[0]["bytes"] < plain.reports[0]["bytes"] / 2
