@@ -26,7 +26,7 @@ from quicferry.relocation import Step
 from quicferry.server import self_signed
 
 DOCS = Path(__file__).parents[2] / "docs"
-STEPS = [step.value for step in Step]
+STEPS = [step.value for step in Step if step is not Step.PRE_COPY]
 
 
 def programs(page: str) -> list[str]:

@@ -19,6 +19,10 @@ COMMANDS = [
     ["ctl"],
     *(["ctl", name] for name in ("imminent", "switch", "wait", "migrate", "status")),
     *(["ctl", name] for name in ("abort", "shutdown")),
+    ["agent", "receive"],
+    ["migrate"],
+    ["doctor"],
+    ["image"],
 ]
 LEAVES = [command for command in COMMANDS if command not in ([], ["ctl"])]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import quicferry
-from quicferry.lab.hosts import Lab, LabError
+from quicferry.lab.hosts import Lab, LabError, rootfs
 
 pytestmark = pytest.mark.lab
 
@@ -143,11 +143,24 @@ async def test_run_can_be_small() -> None:
         assert "No space left" in done.stderr
 
 
+async def test_hosts_can_be_made_at_the_same_time() -> None:
+    async with Lab() as lab:
+        hosts = await asyncio.gather(*(lab.add_host(name) for name in ("one", "two", "three")))
+        assert [str(host.address) for host in hosts] == ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
+
+
 async def test_a_taken_name_is_refused() -> None:
     async with Lab() as lab:
         await lab.add_host("one")
         with pytest.raises(LabError, match="taken"):
             await lab.add_host("one")
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a" * 12, "to/host", "-x"])
+async def test_names_that_do_not_fit_are_refused(name: str) -> None:
+    async with Lab() as lab:
+        with pytest.raises(LabError, match="not a name"):
+            await lab.add_host(name)
 
 
 async def test_a_root_that_is_none_fails_with_what_is_wrong(tmp_path: Path) -> None:
@@ -165,6 +178,26 @@ async def test_nothing_is_left_after_the_laboratory() -> None:
         await two.run(["sh", "-c", "setsid sleep 1001 >/dev/null 2>&1 &"])
         spaces = namespaces(one.pid) | namespaces(two.pid)
         assert len(users_of(spaces)) >= 5
+    assert not users_of(spaces)
+    assert lab_groups() <= before
+
+
+async def test_frozen_processes_end_too() -> None:
+    before = lab_groups()
+    async with Lab() as lab:
+        host = await lab.add_host("one")
+        group = host.root / "sys/fs/cgroup/frozen"
+        if not (group.parent / "cgroup.procs").exists():
+            pytest.skip("this machine has no control groups of version 2")
+        group.mkdir()
+        join = "echo $$ > /sys/fs/cgroup/frozen/cgroup.procs; echo ready; exec sleep 1000"
+        process = await host.start(["sh", "-c", join], stdout=PIPE)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        (group / "cgroup.freeze").write_text("1")
+        spaces = namespaces(host.pid)
+        with pytest.raises(LabError, match="laboratory is open"):
+            rootfs.clean()
     assert not users_of(spaces)
     assert lab_groups() <= before
 

@@ -198,14 +198,14 @@ def _check_usage(app: str, options: tuple[str, ...], files: dict[str, Path | Non
 
 def _tell_bundle(bundle: Bundle, say: Say) -> None:
     path = shlex.quote(str(bundle.path))
+    unpack = f"mkdir -p -m 700 {path} && tar -C {path} --numeric-owner -xp"
     after = _Next(
         start=(
             _make_socket_directory(bundle),
             f"runc run --detach --bundle {path} {bundle.name} </dev/null >/dev/null 2>&1",
         ),
         watch=f"runc run --bundle {path} {bundle.name}",
-        copy=f"tar -C {path} --numeric-owner -c . | ssh HOST 'mkdir -m 700 {path} && "
-        f"tar -C {path} --numeric-owner -xp'",
+        copy=f"tar -C {path} --numeric-owner -c . | ssh HOST {shlex.quote(unpack)}",
         receive=f"quicferry agent receive --engine runc --bundle {path} --listen HOST:4434 "
         "--identity DIR",
         migrate=_migrate(bundle.name, "runc"),

@@ -8,6 +8,7 @@ import sys
 import click
 
 from quicferry.cli.help import Command, Group
+from quicferry.cli.lab_vm import vm
 from quicferry.lab.bench.report import Figure, as_json
 from quicferry.lab.hosts import needs, rootfs
 from quicferry.lab.hosts.calibrate import calibrate
@@ -71,3 +72,6 @@ def calibrate_command(*, as_array: bool) -> None:
 def clean() -> None:
     """Remove what `quicferry lab setup` has made; no host may be running."""
     rootfs.clean()
+
+
+lab.add_command(vm)

@@ -19,6 +19,7 @@ from .container_reception import ContainerReception
 from .engines import Engine, Technique
 from .errors import EngineError
 from .identity import Identity
+from .images import wipe_leftovers
 from .ledger import Ledger
 from .messages import Message
 
@@ -67,6 +68,7 @@ class ContainerAgent(BaseAgent):
             EngineError: If the engine is not there.
         """
         self._version = await self.engine.version()
+        await wipe_leftovers()
         await self._remove_copies()
         await super().__aenter__()
         return self

@@ -74,8 +74,7 @@ class ImageDirectory:
         Raises:
             EngineError: If that is not possible.
         """
-        for path in _leftovers(self._parent):
-            await wipe(path)
+        await wipe_leftovers(self._parent)
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except OSError as exc:
@@ -109,8 +108,13 @@ class ImageDirectory:
             await run(*mount, options, limit=_MOUNT_LIMIT)
 
 
+async def wipe_leftovers(parent: Path = DIRECTORY) -> None:
+    """Wipe the directories of processes that are gone."""
+    for path in _leftovers(parent):
+        await wipe(path)
+
+
 def _leftovers(parent: Path) -> list[Path]:
-    """Return the directories of processes that are gone."""
     owned = ((path, path.name.partition("-")[0]) for path in parent.glob("*-*"))
     return [path for path, pid in owned if not Path("/proc", pid).exists()]
 

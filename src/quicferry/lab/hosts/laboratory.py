@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -39,15 +40,19 @@ class Lab:
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = root or rootfs.find()
-        self._hosts: dict[str, Host] = {}
+        self._names: list[str] = []
+        self._hosts: list[Host] = []
         self._links: dict[frozenset[str], Link] = {}
-        self._networks: list[int] = []
+        self._kept = ExitStack()
         self._router: RouterProcess | None = None
         self._router_turn = asyncio.Lock()
         self._kernel_emulates: bool | None = None
         self._groups: LabGroup | None = None
 
     async def __aenter__(self) -> Lab:
+        if os.geteuid() != 0:
+            raise LabError("the laboratory's hosts are namespaces with mounts: use sudo")
+        self._kept.enter_context(rootfs.in_use())
         self._groups = LabGroup()
         return self
 
@@ -59,11 +64,10 @@ class Lab:
     ) -> None:
         if self._router is not None:
             await self._router.close()
-        await asyncio.gather(*(host.close() for host in self._hosts.values()))
-        for descriptor in self._networks:
-            os.close(descriptor)
+        await asyncio.gather(*(host.close() for host in self._hosts))
         if self._groups is not None:
             self._groups.remove()
+        self._kept.close()
 
     async def add_host(
         self,
@@ -88,14 +92,15 @@ class Lab:
         """
         if self._groups is None:
             raise LabError("the laboratory is not open; use it in `async with`")
-        if name in self._hosts or not _NAME.fullmatch(name):
+        if name in self._names or not _NAME.fullmatch(name):
             raise LabError(f"{name!r} is taken, or not a name of up to 11 letters and digits")
-        if len(self._hosts) == _MOST_HOSTS:
+        if len(self._names) == _MOST_HOSTS:
             raise LabError(f"the laboratory has {_MOST_HOSTS} hosts, which is all it can have")
+        self._names.append(name)
         host = await Host.create(
             HostSettings(
                 name=name,
-                address=_FIRST_ADDRESS + len(self._hosts),
+                address=_FIRST_ADDRESS + self._names.index(name),
                 root=self._root,
                 cgroup=self._groups.add(name),
                 clock_offset=clock_offset,
@@ -103,7 +108,7 @@ class Lab:
                 folders=folders or {},
             )
         )
-        self._hosts[name] = host
+        self._hosts.append(host)
         return host
 
     async def crash(self, host: Host) -> None:
@@ -113,7 +118,8 @@ class Lab:
             LabError: If that fails.
         """
         # Without this the kernel would take the links away, and tell those that send.
-        self._networks.append(os.open(f"/proc/{host.pid}/ns/net", os.O_RDONLY))
+        network = os.open(f"/proc/{host.pid}/ns/net", os.O_RDONLY)
+        self._kept.callback(os.close, network)
         for link in self._links.values():
             if host in (link.near, link.far):
                 await link.cut()

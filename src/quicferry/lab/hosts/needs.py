@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quicferry.lab.hosts.errors import LabError
+from quicferry.relocation.image.debian import KEYRING
 
 _PACKAGES = {
     "debootstrap": "debootstrap",
     "unshare": "util-linux",
     "ip": "iproute2",
-    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    str(KEYRING): "debian-archive-keyring",
 }
 """Programs and files, and the Debian packages that have them."""
 _LIMIT = 600.0

@@ -16,16 +16,17 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from quicferry.lab.hosts.errors import LabError
+from quicferry.relocation.image import ImageError
+from quicferry.relocation.image.debian import KEYRING, find_mirror, make_debian
 
 DIRECTORY_VARIABLE = "QUICFERRY_LAB_DIR"
 ROOT_VARIABLE = "QUICFERRY_LAB_ROOT"
@@ -45,9 +46,8 @@ _PACKAGES = (
 )
 _PYTHON = "3.13"
 _PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _LIMIT = 900.0
-"""Seconds for each step; all together take about two minutes."""
+"""Seconds for each step; all together take about a minute."""
 _TOLD = 8
 """Lines of a failed program's output that an error shows."""
 
@@ -117,8 +117,8 @@ def find() -> Path:
 def make(say: Say = print) -> Path:
     """Make the root file system if it is not there, and return it.
 
-    It takes about two minutes and 800 MB, and needs root, debootstrap, and the network that apt
-    and pip are configured for.
+    It takes about a minute and 800 MB, and needs root, debootstrap, and the network that apt and
+    pip are configured for. Those of other recipes are removed if no laboratory is open.
 
     Args:
         say: Is told in a line what is being done.
@@ -140,21 +140,46 @@ def make(say: Say = print) -> Path:
             unfinished.rename(root)
         finally:
             _remove(unfinished)
+        with suppress(LabError), _unused(base):
+            for other in base.glob("root-*"):
+                if other != root:
+                    _remove(other)
     return root
 
 
 def clean() -> None:
     """Remove all that the laboratory has made on this machine.
 
-    Nothing of it may be in use.
+    Raises:
+        LabError: If a laboratory is open.
     """
     base = directory()
     if not base.is_dir():
         return
-    with _alone(base):
+    with _alone(base), _unused(base):
         for entry in base.iterdir():
             if entry.is_dir():
                 _remove(entry)
+
+
+@contextmanager
+def in_use() -> Iterator[None]:
+    """Keep what the laboratory has made from being removed."""
+    base = directory()
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / "users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def _unused(base: Path) -> Iterator[None]:
+    with (base / "users").open("w") as users:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError("a laboratory is open on this machine; end it and try again") from None
+        yield
 
 
 @contextmanager
@@ -166,19 +191,13 @@ def _alone(base: Path) -> Iterator[None]:
 
 
 def _build(recipe: Recipe, root: Path, say: Say) -> None:
-    mirror = _mirror()
-    say(f"making a Debian {recipe.suite} system in {root.parent} (once; about two minutes)")
-    _run(
-        *_contained(),
-        "debootstrap",
-        "--variant=minbase",
-        f"--keyring={_KEYRING}",
-        "--include=ca-certificates",
-        recipe.suite,
-        str(root),
-        mirror,
-    )
-    # debootstrap makes /proc and /sys only while it runs; the packages' scripts need them too.
+    say(f"making a Debian {recipe.suite} system in {root.parent} (once; about a minute)")
+    try:
+        mirror = find_mirror()
+        make_debian(root, ("ca-certificates",), recipe.suite)
+    except ImageError as exc:
+        raise LabError(str(exc)) from None
+    # The packages' scripts need /proc.
     inside = (*_contained(), f"--root={root}", "env", "DEBIAN_FRONTEND=noninteractive")
     temporary = _configure_apt(root, mirror)
     say("installing " + " ".join(recipe.packages))
@@ -206,7 +225,7 @@ def _configure_apt(root: Path, mirror: str) -> list[Path]:
     # A mirror may lag behind the days for which sid's lists are valid; signatures still count.
     (root / f"etc/apt/sources.list.d/{_NEWER_SUITE}.sources").write_text(
         f"Types: deb\nURIs: {mirror}\nSuites: {_NEWER_SUITE}\nComponents: main\n"
-        f"Check-Valid-Until: no\nSigned-By: {_KEYRING}\n"
+        f"Check-Valid-Until: no\nSigned-By: {KEYRING}\n"
     )
     (root / f"etc/apt/preferences.d/{_NEWER_SUITE}").write_text(
         "Package: *\nPin: release a=unstable\nPin-Priority: 50\n\n"
@@ -246,22 +265,6 @@ def _install_dependencies(recipe: Recipe, root: Path) -> None:
     )
     importable = root / "usr/lib/python3/dist-packages/quicferry-lab.pth"
     importable.write_text(f"/{SOURCE}\n/{LIBRARY}\n")
-
-
-def _mirror() -> str:
-    """Return the archive that this machine's apt takes Debian's main packages from."""
-    listing = _run(
-        *("apt-get", "indextargets", "--format", "$(ORIGIN) $(COMPONENT) $(REPO_URI)"),
-        "Created-By: Packages",
-    )
-    for line in listing.splitlines():
-        found = re.fullmatch(r"Debian main (\S+)", line)
-        if found and not re.search(r"security|backports", found[1]):
-            return found[1]
-    raise LabError(
-        "apt on this machine has no source for Debian's main packages that has been updated; "
-        "add one and run apt-get update"
-    )
 
 
 def _contained() -> tuple[str, ...]:

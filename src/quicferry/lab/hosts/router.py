@@ -167,7 +167,13 @@ class Router:
         return {}
 
     def _add(self, link: str, ends: list[tuple[str, int]], paths: list[PathSpec]) -> None:
-        near, far = (open_tun(name, pid) for name, pid in ends)
+        (near_name, near_pid), (far_name, far_pid) = ends
+        near = open_tun(near_name, near_pid)
+        try:
+            far = open_tun(far_name, far_pid)
+        except OSError:
+            os.close(near)
+            raise
         forth = Direction(f"{link} forth", paths[0], far)
         back = Direction(f"{link} back", paths[1], near)
         self._directions |= {near: forth, far: back}

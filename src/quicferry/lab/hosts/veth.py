@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from quicferry.lab.emulation import PathSpec
@@ -55,21 +56,29 @@ class VethLink(Link):
     async def cut(self) -> None:
         """Lose every packet from now on, in both directions, without telling anyone."""
         # At the receiver: a sender whose packet is dropped at home would be told.
-        for host, peer in ((self.near, self.far), (self.far, self.near)):
-            table = f"cut-{peer.name}"
-            rules = (
-                f"table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n"
-                f" chain cut {{ type filter hook prerouting priority -400;\n"
-                f"  iifname {interface(peer)} drop\n }}\n}}\n"
-            )
-            await host.run(["nft", "-f", "-"], stdin=rules.encode(), limit=_LIMIT)
+        await self._filter(
+            "table inet cut-{peer} {{ chain cut {{ "
+            "type filter hook prerouting priority -400; iifname {device} drop; }}; }}"
+        )
 
     async def restore(self) -> None:
         """Undo a cut."""
-        for host, peer in ((self.near, self.far), (self.far, self.near)):
-            table = f"cut-{peer.name}"
-            rules = f"table inet {table}\ndelete table inet {table}\n"
-            await host.run(["nft", "-f", "-"], stdin=rules.encode(), limit=_LIMIT)
+        await self._filter("")
+
+    async def _filter(self, table: str) -> None:
+        """Replace the table that cuts the link, at both ends at once."""
+        ends = ((self.near, self.far), (self.far, self.near))
+        rules = "table inet cut-{peer}\ndelete table inet cut-{peer}\n" + table + "\n"
+        await asyncio.gather(
+            *(
+                host.run(
+                    ["nft", "-f", "-"],
+                    stdin=rules.format(peer=peer.name, device=interface(peer)).encode(),
+                    limit=_LIMIT,
+                )
+                for host, peer in ends
+            )
+        )
 
     async def _apply(self, path: PathSpec, back: PathSpec) -> None:
         for host, peer, spec in ((self.near, self.far, path), (self.far, self.near, back)):

@@ -1,0 +1,58 @@
+"""The laboratory in a virtual machine: its hosts, quicferry, and the tests of this source tree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import quicferry
+from quicferry.lab.containers.bundle import prepare_bundle
+from quicferry.lab.containers.site import DESTINATION, SOURCE
+from quicferry.lab.hosts import rootfs
+from quicferry.lab.vm.image import PLACE, TOOLS
+from quicferry.lab.vm.machine import VirtualMachine
+
+TREE = f"{PLACE}/quicferry"
+"""Where quicferry's source tree is in the virtual machine."""
+
+_LAB = "lab"
+_CONFIGURATION = "pyproject.toml"
+
+
+@asynccontextmanager
+async def laboratory() -> AsyncIterator[VirtualMachine]:
+    """Provide a virtual machine in which the laboratory's hosts can be made.
+
+    Its own system is theirs. The quicferry that runs here can be imported there; if that is in a
+    source tree, its tests and its configuration are there as well. The laboratory's application is
+    there as a bundle, which could not be made there without a network.
+
+    Raises:
+        LabError: If the virtual machine has not been made, or does not start.
+        ImageError: If something for it cannot be made.
+    """
+    package = Path(quicferry.__file__).parent
+    tree = package.parent.parent
+    root = rootfs.find()
+    bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION))
+    folders = {"quicferry/src/quicferry": package, f"{_LAB}/{bundle.name}": bundle}
+    has_tree = (tree / _CONFIGURATION).exists()
+    if has_tree:
+        folders["quicferry/tests"] = tree / "tests"
+    async with VirtualMachine(folders) as machine:
+        lab_root = f"{PLACE}/{_LAB}/{root.name}"
+        await machine.run(["mkdir", lab_root])
+        await machine.run(["mount", "--bind", "/", lab_root])
+        if has_tree:
+            configuration = (tree / _CONFIGURATION).read_bytes()
+            await machine.write(f"{TREE}/{_CONFIGURATION}", configuration)
+        machine.environment.update(
+            {
+                "PYTHONPATH": f"{TREE}/src:{TOOLS}",
+                rootfs.DIRECTORY_VARIABLE: f"{PLACE}/{_LAB}",
+                rootfs.ROOT_VARIABLE: lab_root,
+            }
+        )
+        yield machine
