@@ -10,6 +10,7 @@ import click
 from quicferry.cli.help import Command, Group
 from quicferry.cli.lab_vm import vm
 from quicferry.lab.bench.report import Figure, as_json
+from quicferry.lab.containers.figures import measure
 from quicferry.lab.hosts import needs, rootfs
 from quicferry.lab.hosts.calibrate import calibrate
 
@@ -62,6 +63,40 @@ def calibrate_command(*, as_array: bool) -> None:
             click.echo(figure.line())
 
     figures = asyncio.run(calibrate(tell))
+    if as_array:
+        click.echo(as_json(figures))
+    if not all(figure.is_met for figure in figures):
+        sys.exit(1)
+
+
+@lab.command(
+    cls=Command, examples=("quicferry lab containers", "quicferry lab containers --reps 9")
+)
+@click.option(
+    "--reps",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often each trial is made; figures are medians.",
+)
+@click.option("--json", "as_array", is_flag=True, help="Print a JSON array instead of lines.")
+def containers(*, reps: int, as_array: bool) -> None:
+    """Measure relocations of real containers, beside the thesis's figures.
+
+    A server in a container of runc is moved between two hosts under load, by each technique that
+    this kernel can do. It takes a few minutes. The exit status is 1 if a figure is out of its
+    bounds; a machine with other work to do may be the reason.
+    """
+
+    async def run() -> list[Figure]:
+        figures = []
+        async for figure in measure(reps):
+            figures.append(figure)
+            if not as_array:
+                click.echo(figure.line())
+        return figures
+
+    figures = asyncio.run(run())
     if as_array:
         click.echo(as_json(figures))
     if not all(figure.is_met for figure in figures):

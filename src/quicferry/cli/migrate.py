@@ -106,7 +106,7 @@ class _SourceLost(click.ClickException):
 @click.option(
     "--compress",
     type=click.Choice([each.value for each in Compression]),
-    default=Compression.NONE.value,
+    default=Compression.ZSTD.value,
     show_default=True,
     help="How a container is compressed on its way.",
 )

@@ -40,6 +40,7 @@ from .orchestration import Gate, Plan, Relocation
 from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
 from .source import Do
+from .urgency import Urgency
 
 DEFAULT_LEASE = 60.0
 """Seconds from the freeze within which a container has to live at the destination."""
@@ -59,7 +60,7 @@ class ContainerPlan(Plan):
     """
 
     technique: Technique = Technique.COLD
-    compression: Compression = Compression.NONE
+    compression: Compression = Compression.ZSTD
     lease: float = DEFAULT_LEASE
 
 
@@ -96,6 +97,7 @@ class ContainerRelocation(Relocation):
         self._tell = tell
         self._resources = AsyncExitStack()
         self._guard: Guard | None = None
+        self._urgency = Urgency()
         self._management: ManagementClient | None = None
         self._directory: ImageDirectory | None = None
         self._sender: ImageSender | None = None
@@ -254,7 +256,11 @@ class ContainerRelocation(Relocation):
     def _act(self, actions: Sequence[Do | Message]) -> None:
         if any(isinstance(action, messages.Commit) for action in actions):
             self._tell_guard(Stage.COMMITTING)
+        if Do.START_LEASE in actions:
+            self._urgency.begin()
         super()._act(actions)
+        if self._machine.has_ended:
+            self._urgency.end()
 
     def _call_off(self) -> None:
         if not self._suspended:

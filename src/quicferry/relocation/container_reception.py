@@ -27,6 +27,7 @@ from .ledger import Ledger
 from .messages import Message
 from .pages import write_page_tls
 from .reception import Reception
+from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .container_agent import ContainerAgent
@@ -64,6 +65,7 @@ class ContainerReception(Reception):
         self._receiver: ImageReceiver | None = None
         self._container: DestinationContainer | None = None
         self._lazy: LazyRestore | None = None
+        self._urgency = Urgency()
         self._page_port: int | None = None
         self._latest: asyncio.Task[None] | None = None
 
@@ -130,6 +132,7 @@ class ContainerReception(Reception):
 
     async def _activate(self) -> None:
         await self._command("activate")
+        self._urgency.end()
         address = Address.parse(self._offer.address)
         self._agent.publish(Adopted(self._channel.peer, address, self._offer.connections))
 
@@ -186,6 +189,8 @@ class ContainerReception(Reception):
 
     def _do(self, do: Do) -> None:
         match do:
+            case Do.START_LEASE:
+                self._urgency.begin()
             case Do.TAKE:
                 assert isinstance(self._received, messages.CarryImage), "nothing else is carried"
                 self._take(self._received)
@@ -198,6 +203,7 @@ class ContainerReception(Reception):
             case Do.LIFT:
                 self._then(self._settle)
             case Do.DISCARD:
+                self._urgency.end()
                 if self._receiver is not None:
                     self._receiver.close()
                 self._agent.publish(Discarded(self._channel.peer, self._machine.reason))

@@ -46,7 +46,7 @@ class Settings:
     near: PathSpec = EDGE
     far: PathSpec = EDGE
     between: PathSpec = GIGABIT
-    compression: Compression = Compression.NONE
+    compression: Compression = Compression.ZSTD
     round_trip: bool = False
     clock_offset: int | None = None
     before: float = 1.0
