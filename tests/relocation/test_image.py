@@ -50,7 +50,7 @@ class TestConfiguration:
         assert process["user"] == {"uid": NOBODY, "gid": NOBODY}
         assert process["noNewPrivileges"] is True
         assert {tuple(names) for names in process["capabilities"].values()} == {
-            ("CAP_NET_BIND_SERVICE",)
+            ("CAP_NET_BIND_SERVICE", "CAP_IPC_LOCK")
         }
         assert config["root"] == {"path": "rootfs", "readonly": True}
         assert config["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
@@ -113,6 +113,7 @@ class TestConfiguration:
             "--read-only",
             "--cap-drop=all",
             "--cap-add=CAP_NET_BIND_SERVICE",
+            "--cap-add=CAP_IPC_LOCK",
             "--security-opt=no-new-privileges",
             "--volume=/run/quicferry/site:/run/quicferry",
             f"--annotation={IMAGE_ANNOTATION}=sha256:00",

@@ -22,7 +22,7 @@ from quicferry.cli.serving import (
     say_json,
     say_text,
     serving_options,
-    spare_collector,
+    set_apart_what_is_loaded,
     stop_requests,
 )
 from quicferry.protocol import Address
@@ -159,7 +159,7 @@ async def _run(
                 capacity=capacity,
             )
             await stack.enter_async_context(running)
-            spare_collector()
+            set_apart_what_is_loaded()
             following = asyncio.create_task(_follow(running, serving, say))
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},

@@ -22,7 +22,7 @@ from quicferry.cli.serving import (
     say_json,
     say_text,
     serving_options,
-    spare_collector,
+    set_apart_what_is_loaded,
     stop_requests,
 )
 from quicferry.protocol import Address
@@ -83,7 +83,7 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
             socket = serving.socket or default_management_path()
             commands = HandoverCommands(server, serving.application).commands
             await stack.enter_async_context(ManagementServer(server, socket, commands))
-            spare_collector()
+            set_apart_what_is_loaded()
             say(
                 {
                     "event": "listening",

@@ -37,6 +37,7 @@ from quicferry.server import (
     RelocationEvent,
     Server,
     self_signed,
+    working_memory,
 )
 from quicferry.server.commands import describe_event as encode_event
 from quicferry.transport import Configuration
@@ -194,14 +195,15 @@ def make_configuration(serving: Serving, host: str, stack: ExitStack) -> tuple[C
     return configuration, certificate
 
 
-def spare_collector() -> None:
-    """Let the garbage collector look no more at what has been loaded so far.
+def set_apart_what_is_loaded() -> None:
+    """Set apart what has been loaded so far: it stays as long as the process does.
 
-    It stays as long as the process does, and to look through it takes tens of milliseconds, in
-    which no client is served.
+    The garbage collector looks no more at it, which takes tens of milliseconds in which no client
+    is served; and it is known to be needed at once where memory is fetched.
     """
     gc.collect()
     gc.freeze()
+    working_memory.set_apart()
 
 
 Say = Callable[[dict[str, Any], str], None]

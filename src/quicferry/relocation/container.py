@@ -40,6 +40,7 @@ from .orchestration import Gate, Plan, Relocation
 from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
 from .source import Do
+from .suspension_commands import Memory
 from .urgency import Urgency
 
 DEFAULT_LEASE = 60.0
@@ -187,7 +188,8 @@ class ContainerRelocation(Relocation):
 
     async def _freeze(self) -> None:
         self._tell_guard(Stage.SUSPENDED)
-        reply = await self._command("suspend", address=str(self._plan.address))
+        memory = Memory.CARRIED if self._tls is None else Memory.FETCHED
+        reply = await self._command("suspend", address=str(self._plan.address), memory=memory.value)
         self._suspended = True
         self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
         self._farewells = reply["farewells"]

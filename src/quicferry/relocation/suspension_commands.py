@@ -10,10 +10,30 @@ away. So its reply is the last thing to be read from this connection.
 from __future__ import annotations
 
 import base64
+import enum
+import logging
 
-from quicferry.server import RelocationError, RelocationErrorCode, Server, Suspension, fields
+from quicferry.server import (
+    RelocationError,
+    RelocationErrorCode,
+    Server,
+    Suspension,
+    fields,
+    working_memory,
+)
 from quicferry.server.commands import Afterwards, Command, Commands, Fields
 from quicferry.server.fields import REQUIRED, Field, Json
+
+logger = logging.getLogger("quicferry.relocation")
+
+
+class Memory(enum.Enum):
+    """How the memory of the process gets to the other host."""
+
+    CARRIED = "carried"
+    """With the rest."""
+    FETCHED = "fetched"
+    """When it is needed, except for what is needed at once."""
 
 
 class SuspensionCommands:
@@ -32,7 +52,10 @@ class SuspensionCommands:
         """The commands, by name."""
         return {
             "suspend": Command(
-                {"address": Field(fields.address, REQUIRED)},
+                {
+                    "address": Field(fields.address, REQUIRED),
+                    "memory": Field(fields.choice(Memory), Memory.CARRIED),
+                },
                 self._suspend,
                 afterwards=Afterwards.HANG_UP,
             ),
@@ -53,6 +76,8 @@ class SuspensionCommands:
         return self._under_way
 
     async def _suspend(self, server: Server, given: Fields) -> dict[str, Json]:
+        if given["memory"] is Memory.FETCHED and not working_memory.lock():
+            logger.warning("memory cannot be locked, so all of it will be fetched; see mlock(2)")
         suspension = server.suspension()
         farewells = suspension.suspend(given["address"])
         self._under_way = suspension
@@ -70,11 +95,13 @@ class SuspensionCommands:
         }
 
     async def _resume(self, server: Server, given: Fields) -> dict[str, Json]:
+        working_memory.unlock()
         self._suspension.resume()
         self._under_way = None
         return {}
 
     async def _drop(self, server: Server, given: Fields) -> dict[str, Json]:
+        working_memory.unlock()
         self._suspension.drop()
         self._under_way = None
         return {}
@@ -88,5 +115,6 @@ class SuspensionCommands:
 
     async def _settle(self, server: Server, given: Fields) -> dict[str, Json]:
         self._suspension.settle()
+        working_memory.unlock()
         self._under_way = None
         return {}

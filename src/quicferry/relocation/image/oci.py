@@ -25,8 +25,9 @@ HOST_DIRECTORY = "/run/quicferry"
 MOUNT_POINTS = ("proc", "dev", "tmp", "run")
 """What a root file system has to have, so that nothing is made in it when it is run."""
 
-CAPABILITIES = ("CAP_NET_BIND_SERVICE",)
-"""What the server may do beside what anybody may."""
+CAPABILITIES = ("CAP_NET_BIND_SERVICE", "CAP_IPC_LOCK")
+"""What the server may do beside what anybody may: use ports below 1024, and lock its working
+memory, so that it goes along at once where the rest is fetched later."""
 
 OPEN_FILES = 4096
 """How many files and sockets it may have open."""
