@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEEDS ?= 10000
 HANDOVERS ?= 200
+LAB_VM_ARGS ?= -k "pre_copy or EXPLICIT and (pre-copy or hybrid)"
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 CODE := src tests conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab-setup lab-test check format conformance bench soak docs build clean
+.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +39,10 @@ lab-setup: $(READY) ## make the laboratory's system from Debian's packages, once
 
 lab-test: $(READY) ## run the tests that need the laboratory: hosts, links, containers (root; PYTEST_ARGS="-k ...")
 	$(VENV_PYTHON) -m pytest -m lab -rs $(PYTEST_ARGS)
+
+lab-vm: $(READY) ## run those that need another kernel, in a virtual machine (root; LAB_VM_ARGS="-k ... tests/lab")
+	$(VENV)/bin/quicferry lab vm build
+	$(VENV)/bin/quicferry lab vm test -- $(LAB_VM_ARGS)
 
 check: $(READY) ## check format, style and types
 	$(VENV_PYTHON) -m ruff format --check $(CODE)

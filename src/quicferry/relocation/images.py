@@ -21,6 +21,7 @@ from typing import Self
 
 import zstandard
 
+from .engines.processes import is_alive
 from .engines.program import run
 from .errors import EngineError, HandoverError
 from .messages import MAX_PIECE
@@ -116,7 +117,7 @@ async def wipe_leftovers(parent: Path = DIRECTORY) -> None:
 
 def _leftovers(parent: Path) -> list[Path]:
     owned = ((path, path.name.partition("-")[0]) for path in parent.glob("*-*"))
-    return [path for path, pid in owned if not Path("/proc", pid).exists()]
+    return [path for path, pid in owned if pid.isdecimal() and not is_alive(int(pid))]
 
 
 async def wipe(path: Path) -> None:

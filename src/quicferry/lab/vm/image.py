@@ -32,6 +32,7 @@ _PACKAGES = ("linux-image-cloud-amd64", "initramfs-tools")
 _TOOLS = ("pytest>=8.2", "pytest-asyncio>=0.24", "pytest-timeout>=2.3", "hypothesis>=6.100")
 _INIT = "/usr/lib/quicferry/init"
 _AGENT = "/usr/lib/quicferry/agent.py"
+_AGENT_HERE = Path(__file__).with_name("agent.py")
 _BOOT_MODULES = ("virtio_pci", "virtio_blk")
 _MODULES = "overlay veth tun sch_netem nf_tables unix_diag inet_diag tcp_diag udp_diag netlink_diag"
 _INIT_SCRIPT = f"""#!/bin/sh
@@ -149,8 +150,8 @@ def make(say: Say = print) -> Image:
 
 
 def _folder() -> Path:
-    agent = Path(__file__).with_name("agent.py").read_text()
-    recipe = (rootfs.find().name, _PACKAGES, _TOOLS, _BOOT_MODULES, _INIT_SCRIPT, agent)
+    recipe = [path.read_text() for path in (Path(__file__), _AGENT_HERE)]
+    recipe.append(rootfs.find().name)
     return rootfs.directory() / f"vm-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
 
 
@@ -199,9 +200,11 @@ def _fill(tree: Path, say: Say) -> None:
         limit=_LIMIT,
         remedy=_REMEDY,
     )
+    compile_all = ("python3", "-m", "compileall", "-q", "-j", "2", TOOLS)
+    run("chroot", tree, *compile_all, limit=_LIMIT, remedy="make room")
     agent = tree / _AGENT.lstrip("/")
     agent.parent.mkdir()
-    agent.write_text(Path(__file__).with_name("agent.py").read_text())
+    agent.write_text(_AGENT_HERE.read_text())
     init = tree / _INIT.lstrip("/")
     init.write_text(_INIT_SCRIPT)
     init.chmod(0o755)

@@ -18,6 +18,8 @@ TREE = f"{PLACE}/quicferry"
 """Where quicferry's source tree is in the virtual machine."""
 
 _LAB = "lab"
+_BYTECODE = "bytecode"
+"""Where the laboratory's hosts keep compiled code, in its directory."""
 _CONFIGURATION = "pyproject.toml"
 
 
@@ -38,6 +40,9 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
     root = rootfs.find()
     bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION))
     folders = {"quicferry/src/quicferry": package, f"{_LAB}/{bundle.name}": bundle}
+    compiled = rootfs.directory() / _BYTECODE
+    compiled.mkdir(exist_ok=True)
+    folders[_BYTECODE] = compiled
     has_tree = (tree / _CONFIGURATION).exists()
     if has_tree:
         folders["quicferry/tests"] = tree / "tests"
@@ -45,6 +50,8 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
         lab_root = f"{PLACE}/{_LAB}/{root.name}"
         await machine.run(["mkdir", lab_root])
         await machine.run(["mount", "--bind", "/", lab_root])
+        # To compile it all would take a minute there; what does not fit is compiled again.
+        await machine.run(["cp", "-a", f"{PLACE}/{_BYTECODE}", f"{PLACE}/{_LAB}/"])
         if has_tree:
             configuration = (tree / _CONFIGURATION).read_bytes()
             await machine.write(f"{TREE}/{_CONFIGURATION}", configuration)

@@ -7,6 +7,15 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and not only waits for its parent to hear of its end."""
+    try:
+        status = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def memory_of(pid: int) -> int:
     """Return the resident memory of a process and of all that it has started, in bytes."""
     children: dict[int, list[int]] = {}
