@@ -129,6 +129,8 @@ async def test_an_end_from_inside_is_told() -> None:
     async with VirtualMachine() as machine:
         with pytest.raises(LabError, match=r"has ended; it said: [^$]*Power"):
             await machine.run(["sh", "-c", "echo o > /proc/sysrq-trigger; sleep 20"], limit=30)
+        with pytest.raises(LabError, match="does not run"):
+            await machine.run(["true"])
 
 
 @pytest.mark.timeout(BOOT_LIMIT + 50)

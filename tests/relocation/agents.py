@@ -15,8 +15,8 @@ from quicferry import Address, Configuration, Server, ServerMigration
 from quicferry.protocol import MigrationAddress
 from quicferry.relocation.agent import Agent
 from quicferry.relocation.handover import Handover, HandoverPlan
-from quicferry.relocation.orchestration import Gate
 from quicferry.relocation.identity import Identity, make_identities
+from quicferry.relocation.orchestration import Gate
 from quicferry.relocation.report import RelocationReport
 from quicferry.server import RelocationEvent
 

@@ -168,6 +168,8 @@ class VirtualMachine:
         }
         outputs = {agent.OUTPUT: out, agent.ERROR: err}
         async with self._turn:
+            if self._process is None:
+                raise LabError("the virtual machine does not run; use it in `async with`")
             await self._send(agent.ORDER, json.dumps(order).encode())
             await self._send(agent.INPUT, stdin)
             try:
@@ -210,6 +212,7 @@ class VirtualMachine:
             if self._process.returncode is None:
                 self._process.kill()
             await self._process.wait()
+            self._process = None
         self._stack.close()
 
     async def _boot(self) -> None:

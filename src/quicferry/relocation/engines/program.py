@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,6 +135,5 @@ def _told(err: str) -> str:
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """Return the program and what it was to do, without options and paths."""
-    words = [word for word in arguments if not word.startswith(("-", "/"))]
-    return " ".join(words[:3])
+    """Return the program and what it was to do, without options and their values."""
+    return " ".join(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
