@@ -49,7 +49,7 @@ HERE, THERE = "127.0.0.1", "127.0.0.2"
 async def movable(host: str = HERE, app: Any = None) -> AsyncIterator[tuple[Server, Address]]:
     """Provide a server at a port that is free at both addresses, and where it will go."""
     port = free_port(HERE, THERE)
-    pool = ServerMigration(pool=(MigrationAddress.of(at(THERE, port)),))
+    pool = ServerMigration(pool=tuple(MigrationAddress.of(at(it, port)) for it in (THERE, HERE)))
     configuration = server_configuration(pool)
     async with served(app, port=port, host=host, configuration=configuration) as server:
         yield server, at(THERE, port)
@@ -228,6 +228,31 @@ async def test_it_has_to_be_prepared() -> None:
 
 
 # The management commands
+
+
+async def test_the_time_of_the_original_ends_by_itself(tmp_path: Any) -> None:
+    path = tmp_path / "server.sock"
+    async with movable() as (server, there), http_client(server) as client:
+        await server_side(server, client)
+        commands = HandoverCommands(server, "test").commands
+        async with ManagementServer(server, path, commands):
+            async with ManagementClient.connect(path) as orchestrator:
+                await orchestrator.command("imminent", address=str(there))
+                await orchestrator.command("suspend", address=str(there), memory="fetched")
+            async with ManagementClient.connect(path) as orchestrator:
+                await orchestrator.command("appear", address=str(there))
+                await orchestrator.command("activate", hold=0.01)
+                assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+                await orchestrator.command("wait", timeout=10)
+                loop = asyncio.get_running_loop()
+                passed = loop.create_future()
+                loop.call_later(0.02, passed.set_result, None)
+                await passed  # timers run in order, so that of the server has run as well
+                with pytest.raises(ManagementError) as caught:
+                    await orchestrator.command("settle")
+                assert caught.value.code == "NOT_PREPARED"
+                await orchestrator.command("imminent")
+                await orchestrator.command("suspend", address=str(at(HERE, there.port)))
 
 
 async def test_all_management_connections_are_closed(tmp_path: Any) -> None:

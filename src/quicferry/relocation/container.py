@@ -29,6 +29,7 @@ from quicferry.server import (
 )
 
 from . import messages
+from .container_reception import PAGES_LIMIT
 from .doctor import problems
 from .engines import Engine, LazyDump, PageTls, SourceContainer, Technique
 from .errors import EngineError, HandoverError
@@ -300,7 +301,12 @@ class ContainerRelocation(Relocation):
         """Remove the container, once it is of no use any more, and say farewell."""
         try:
             if self._lazy is not None:
-                await self._lazy.wait()
+                async with asyncio.timeout(PAGES_LIMIT):
+                    await self._lazy.wait()
+        except TimeoutError:
+            raise EngineError(
+                f"the destination has not fetched all memory within {PAGES_LIMIT:g} s"
+            ) from None
         finally:
             await self._container.remove()
             _say(self._farewells)

@@ -86,8 +86,7 @@ class ContainerAgent(BaseAgent):
         return reception
 
     async def _end(self) -> None:
-        if isinstance(self._reception, ContainerReception):
-            await self._reception.wait_pages()
+        """End nothing: containers live on."""
 
     def _problem(self, offer: messages.ContainerOffer) -> str | None:
         """Return why an offer is refused, and what to do about it."""

@@ -13,14 +13,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from quicferry.protocol import Address
-from quicferry.server import ManagementClient
+from quicferry.server import ManagementClient, ManagementError
 
 from . import messages
 from .channel import Channel
 from .destination import LEASE_MARGIN, Do
 from .doctor import problems
 from .engines import DestinationContainer, LazyRestore, Technique
-from .errors import EngineError, HandoverError
+from .errors import HandoverError
 from .events import Adopted, Discarded, Offered
 from .images import Compression, ImageDirectory, ImageReceiver
 from .ledger import Ledger
@@ -37,6 +37,9 @@ REPORT_INTERVAL = 0.5
 
 REPORT_LIMIT = 60.0
 """Seconds for which they are sent."""
+
+PAGES_LIMIT = 600.0
+"""Seconds that fetching the memory may take after the restore."""
 
 
 class ContainerReception(Reception):
@@ -66,14 +69,21 @@ class ContainerReception(Reception):
         self._container: DestinationContainer | None = None
         self._lazy: LazyRestore | None = None
         self._urgency = Urgency()
+        self._over = asyncio.Event()
         self._page_port: int | None = None
         self._latest: asyncio.Task[None] | None = None
 
-    async def wait_pages(self) -> None:
-        """Wait until the container has all of its memory, so that the agent may end."""
-        if self.is_over and self._lazy is not None:
-            with contextlib.suppress(EngineError):
-                await self._lazy.wait()
+    async def close(self, reason: str) -> None:
+        """Discard what may be discarded, because the agent ends; or see what was committed through.
+
+        The container has to be told that it may live, and that its original is gone, and it has to
+        get all of its memory.
+        """
+        if self.is_over:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAGES_LIMIT):
+                    await self._over.wait()
+        await super().close(reason)
 
     # What takes time
 
@@ -131,7 +141,7 @@ class ContainerReception(Reception):
         self._act(self._machine.switched())
 
     async def _activate(self) -> None:
-        await self._command("activate")
+        await self._command("activate", hold=self._hold)
         self._urgency.end()
         address = Address.parse(self._offer.address)
         self._agent.publish(Adopted(self._channel.peer, address, self._offer.connections))
@@ -157,9 +167,11 @@ class ContainerReception(Reception):
         """Leave nothing behind but the container."""
         try:
             if self._lazy is not None:
-                await self._lazy.wait()
+                async with asyncio.timeout(PAGES_LIMIT):
+                    await self._lazy.wait()
         finally:
             await self._resources.aclose()
+            self._over.set()
             self._agent.ended(self)
 
     async def _discard(self) -> None:
@@ -212,7 +224,8 @@ class ContainerReception(Reception):
                 self._then(self._discard)
 
     async def _settle(self) -> None:
-        await self._command("settle")
+        with contextlib.suppress(ManagementError):  # it does so by itself when the time is over
+            await self._command("settle")
         self._spawn(self._report())
         await self._finish()
 

@@ -9,6 +9,7 @@ away. So its reply is the last thing to be read from this connection.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import enum
 import logging
@@ -23,6 +24,8 @@ from quicferry.server import (
 )
 from quicferry.server.commands import Afterwards, Command, Commands, Fields
 from quicferry.server.fields import REQUIRED, Field, Json
+
+from .destination import HOLD
 
 logger = logging.getLogger("quicferry.relocation")
 
@@ -46,6 +49,7 @@ class SuspensionCommands:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._under_way: Suspension | None = None
+        self._settling: asyncio.TimerHandle | None = None
 
     @property
     def commands(self) -> Commands:
@@ -62,7 +66,7 @@ class SuspensionCommands:
             "resume": Command({}, self._resume),
             "drop": Command({}, self._drop),
             "appear": Command({"address": Field(fields.address, REQUIRED)}, self._appear),
-            "activate": Command({}, self._activate),
+            "activate": Command({"hold": Field(fields.seconds, HOLD)}, self._activate),
             "settle": Command({}, self._settle),
         }
 
@@ -111,10 +115,24 @@ class SuspensionCommands:
         return {}
 
     async def _activate(self, server: Server, given: Fields) -> dict[str, Json]:
-        return {"closed": list(self._suspension.activate())}
+        suspension = self._suspension
+        left = suspension.activate()
+        loop = asyncio.get_running_loop()
+        self._settling = loop.call_later(given["hold"], self._settle_now, suspension)
+        return {"closed": list(left)}
 
     async def _settle(self, server: Server, given: Fields) -> dict[str, Json]:
-        self._suspension.settle()
-        working_memory.unlock()
-        self._under_way = None
+        if self._settling is None:
+            raise RelocationError(
+                RelocationErrorCode.NOT_PREPARED, "the server has no original that could come back"
+            )
+        self._settle_now(self._suspension)
         return {}
+
+    def _settle_now(self, suspension: Suspension) -> None:
+        """Settle, because somebody says so, or because the original's time is over."""
+        if self._settling is not None and suspension is self._under_way:
+            self._settling.cancel()
+            self._settling = self._under_way = None
+            suspension.settle()
+            working_memory.unlock()
