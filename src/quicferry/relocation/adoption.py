@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from quicferry.protocol import Address
@@ -20,12 +19,6 @@ from .reception import Reception
 
 if TYPE_CHECKING:
     from .agent import Agent
-
-REPORT_INTERVAL = 0.5
-"""Seconds between two reports to the source about how the clients follow."""
-
-REPORT_LIMIT = 60.0
-"""Seconds for which they are sent."""
 
 
 class Adoption(Reception):
@@ -85,23 +78,6 @@ class Adoption(Reception):
         self._state = None
         self._act(self._machine.thawed())
 
-    async def _report(self, server: Server) -> None:
-        """Tell the source how the clients follow, until all have or it is gone."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + REPORT_LIMIT
-        while loop.time() < ends_at:
-            completion = await server.wait_completed(REPORT_INTERVAL)
-            self._followed = messages.Followed(
-                self.handover,
-                seconds=completion.seconds,
-                completed=len(completion.completed),
-                pending=completion.pending,
-                lost=completion.lost,
-            )
-            self._send(self._followed)
-            if completion.is_complete:
-                return
-
     async def _watch(self, server: Server) -> None:
         await server.wait_closed()
         self._agent.released(server)
@@ -131,7 +107,7 @@ class Adoption(Reception):
                 self._agent.adopted(server)
                 connections = len(server.connections)
                 self._agent.publish(Adopted(self._channel.peer, server.address, connections))
-                self._spawn(self._report(server))
+                self._spawn(self._report(server.wait_completed))
                 self._spawn(self._watch(server))
             case Do.LIFT:
                 arrival.commit()

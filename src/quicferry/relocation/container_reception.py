@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from quicferry.protocol import Address
-from quicferry.server import ManagementClient, ManagementError
+from quicferry.server import Completion, ManagementClient, ManagementError
 
 from . import messages
 from .channel import Channel
@@ -31,12 +31,6 @@ from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .container_agent import ContainerAgent
-
-REPORT_INTERVAL = 0.5
-"""Seconds between two reports to the source about how the clients follow."""
-
-REPORT_LIMIT = 60.0
-"""Seconds for which they are sent."""
 
 PAGES_LIMIT = 600.0
 """Seconds that fetching the memory may take after the restore."""
@@ -146,22 +140,15 @@ class ContainerReception(Reception):
         address = Address.parse(self._offer.address)
         self._agent.publish(Adopted(self._channel.peer, address, self._offer.connections))
 
-    async def _report(self) -> None:
-        """Tell the source how the clients follow; then the images are of no use any more."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + REPORT_LIMIT
-        while loop.time() < ends_at:
-            completion = await self._command("wait", timeout=REPORT_INTERVAL)
-            self._followed = messages.Followed(
-                self.handover,
-                seconds=completion["seconds"],
-                completed=len(completion["completed_seconds"]),
-                pending=tuple(completion["pending"]),
-                lost=tuple(completion["lost"]),
-            )
-            self._send(self._followed)
-            if completion["completed"]:
-                return
+    async def _wait_completed(self, within: float) -> Completion:
+        found = await self._command("wait", timeout=within)
+        return Completion(
+            is_complete=found["completed"],
+            seconds=found["seconds"],
+            completed=found["completed_seconds"],
+            pending=tuple(found["pending"]),
+            lost=tuple(found["lost"]),
+        )
 
     async def _finish(self) -> None:
         """Leave nothing behind but the container."""
@@ -226,7 +213,7 @@ class ContainerReception(Reception):
     async def _settle(self) -> None:
         with contextlib.suppress(ManagementError):  # it does so by itself when the time is over
             await self._command("settle")
-        self._spawn(self._report())
+        self._spawn(self._report(self._wait_completed))
         await self._finish()
 
     def _then(self, work: Callable[[], Awaitable[None]]) -> None:

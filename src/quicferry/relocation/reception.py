@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from quicferry.protocol import QuicferryError
+from quicferry.server import Completion
 
 from . import messages
 from .channel import Channel
@@ -24,6 +25,12 @@ from .lease import Lease
 from .messages import Message
 
 logger = logging.getLogger("quicferry.relocation")
+
+REPORT_INTERVAL = 0.5
+"""Seconds between two reports to the source about how the clients follow."""
+
+REPORT_LIMIT = 60.0
+"""Seconds for which they are sent."""
 
 
 class Reception(ABC):
@@ -126,6 +133,27 @@ class Reception(ABC):
                 return
 
     # Helpers
+
+    async def _report(self, wait: Callable[[float], Awaitable[Completion]]) -> None:
+        """Tell the source how the clients follow, until all have or it is gone.
+
+        Args:
+            wait: Waits for so many seconds at most until all have, and returns how far they are.
+        """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + REPORT_LIMIT
+        while loop.time() < ends_at:
+            completion = await wait(REPORT_INTERVAL)
+            self._followed = messages.Followed(
+                self.handover,
+                seconds=completion.seconds,
+                completed=len(completion.completed),
+                pending=completion.pending,
+                lost=completion.lost,
+            )
+            self._send(self._followed)
+            if completion.is_complete:
+                return
 
     def _send(self, message: Message) -> None:
         self._channel.send_soon(messages.encode(message))
