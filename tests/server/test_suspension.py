@@ -217,6 +217,7 @@ async def test_who_cannot_come_along_is_told_when_the_server_goes() -> None:
         assert lost.reason == "server migrated"
         assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
         assert list(server.connections) == [next(iter(suspension.connections))]
+        assert (await server.wait_completed(10)).lost == ()
 
 
 async def test_it_has_to_be_prepared() -> None:

@@ -169,8 +169,10 @@ class ImageSender:
             for name in self._names():
                 if self._grows(name):
                     await self._send_rest(name, send)
-            if time.monotonic() - began_at < _LOOK_AGAIN:
-                await asyncio.wait([writer], timeout=_LOOK_AGAIN)
+            left = began_at + _LOOK_AGAIN - time.monotonic()
+            await asyncio.wait(
+                [writer], timeout=max(left, 0.0)
+            )  # others have their turn in any case
 
     async def finish(self, send: SendPiece) -> None:
         """Send everything that was not sent yet, now that nothing more is written."""

@@ -141,8 +141,6 @@ class Suspension:
                 protocol.connection.network_switch(local, now=now)
             except MigrationError as exc:
                 raise RelocationError(exc.code, f"connection {name}: {exc.code.value}") from exc
-        self._forget(*self._staying.values())
-
     def activate(self) -> tuple[str, ...]:
         """Let the connections live, because the original has been given up.
 
@@ -150,6 +148,7 @@ class Suspension:
             The ids of those that could not come along.
         """
         left = self._relocator.reappear()
+        self._forget(*self._staying.values())
         for protocol in self._moving.values():
             activate(protocol.connection, now=self._loop.time())
             protocol.replay_held()

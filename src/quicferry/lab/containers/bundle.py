@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import quicferry
@@ -17,13 +18,14 @@ CERTIFICATE = "certificate.pem"
 """What clients have to trust, beside the bundle."""
 
 _PORT = 4433
+_KEPT = 3
 
 
 def prepare_bundle(hosts: tuple[str, ...]) -> Path:
     """Return a directory with the laboratory's application as a bundle, and its certificate.
 
-    It takes some ten seconds if it has to be made; former ones are kept until the laboratory is
-    cleaned.
+    It takes some ten seconds if it has to be made. Some former ones are kept, and removed when
+    others are made, or the laboratory is cleaned.
 
     Args:
         hosts: The addresses of the hosts that the server will be at.
@@ -35,6 +37,7 @@ def prepare_bundle(hosts: tuple[str, ...]) -> Path:
     root = rootfs.find()
     folder = rootfs.directory() / f"site-{_state_of_the_code()}-{root.name}"
     if not (folder / NAME).exists():
+        _remove_former()
         folder.mkdir(exist_ok=True)
         certificate, key = self_signed(hosts)
         (folder / CERTIFICATE).write_bytes(certificate)
@@ -49,6 +52,13 @@ def prepare_bundle(hosts: tuple[str, ...]) -> Path:
         )
         make_bundle(folder / NAME, application, name=NAME, base=root)
     return folder
+
+
+def _remove_former() -> None:
+    """Keep the newest few: those of a run that is under way must not disappear."""
+    made = sorted(rootfs.directory().glob("site-*"), key=lambda each: each.stat().st_mtime)
+    for folder in made[:-_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _state_of_the_code() -> str:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from quicferry.lab.containers.bundle import CERTIFICATE, NAME, prepare_bundle
+from quicferry.lab.containers.deployment import Deployment, deploy
 from quicferry.lab.containers.settings import Settings
 from quicferry.lab.demo.processes import Child
 from quicferry.lab.demo.results import ClientReport
@@ -30,7 +31,6 @@ SOURCE, DESTINATION, CLIENT = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 
 _SYSCTLS = ("fs.pipe-user-pages-soft=0", "fs.pipe-max-size=33554432")
 """What CRIU's page server needs where root lacks CAP_SYS_RESOURCE; they are the machine's."""
-_BUNDLES = "srv/quicferry"
 _IDENTITY = "/run/identity"
 _CA = "/run/ca.pem"
 _START_LIMIT = 20.0
@@ -50,12 +50,14 @@ class Site:
         destination: The host that it goes to.
         client: The host of the clients.
         between: The link between the first two.
+        deployment: What the engine has to do with it.
     """
 
     source: Host
     destination: Host
     client: Host
     between: Link
+    deployment: Deployment
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -82,8 +84,9 @@ class Site:
     async def _set_up(self) -> None:
         settings = self._settings
         self._folder = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION))
+        self.deployment = await deploy(settings.engine, self._folder)
         lab = await self._stack.enter_async_context(Lab())
-        folders = {_BUNDLES: self._folder}
+        folders = self.deployment.folders
         self.source = await lab.add_host("source", folders=folders, run_size=4 << 30)
         self.destination = await lab.add_host(
             "destination",
@@ -104,6 +107,7 @@ class Site:
             folders_of = make_identities(Path(made), [SOURCE, DESTINATION])
             for host in (self.source, self.destination):
                 _copy(folders_of[str(host.address)], host.root / _IDENTITY.lstrip("/"))
+                await self.deployment.prepare(host)
         certificate = self._folder / CERTIFICATE
         (self.client.root / _CA.lstrip("/")).write_bytes(certificate.read_bytes())
 
@@ -111,14 +115,8 @@ class Site:
 
     async def start_server(self) -> None:
         """Start the container at the source, and wait until its server answers."""
-        directory = f"/run/quicferry/{NAME}"
-        bundle = f"/{_BUNDLES}/{NAME}"
-        config = json.loads((self._folder / NAME / "config.json").read_text())
-        user = config["process"]["user"]["uid"]
-        await self.source.run(["install", "-d", "-m", "700", "-o", str(user), directory])
-        start = f"exec runc run --detach --bundle {bundle} {NAME} </dev/null >/dev/null 2>&1"
-        await self.source.run(["sh", "-c", start], limit=_START_LIMIT)
-        socket = f"{directory}/server.sock"
+        await self.deployment.start(self.source)
+        socket = self.deployment.image.socket_directory / "server.sock"
         wait = f"until test -S {socket}; do sleep 0.05; done"
         await self.source.run(["timeout", str(_START_LIMIT), "sh", "-c", wait])
 
@@ -126,14 +124,16 @@ class Site:
         """Return what the server answers to a request of a client."""
         method = ["--data", ""] if post else []
         url = f"https://{of.address}:{PORT}{path}"
-        done = await self.client.run(["quicferry", "fetch", url, "--ca", _CA, *method])
+        # One without the extension, so that it is in nobody's way if its last words are lost.
+        fetch = ["quicferry", "fetch", url, "--ca", _CA, "--protocols", "none", *method]
+        done = await self.client.run(fetch)
         return done.stdout
 
     async def start_agent(self, host: Host, *options: str) -> Child:
         """Start an agent, and wait until it listens."""
         command = [
             *("quicferry", "agent", "receive", "--json", "--engine", self._settings.engine),
-            *("--bundle", f"/{_BUNDLES}/{NAME}", "--identity", _IDENTITY),
+            *(*self.deployment.options, "--identity", _IDENTITY),
             *("--listen", f"{host.address}:{AGENT_PORT}", *options),
         ]
         agent = await self._child(f"agent on {host.name}", host, command, Child.stop)

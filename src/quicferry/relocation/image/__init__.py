@@ -3,7 +3,7 @@
 from .application import DEFAULT_BIND, Application, default_user
 from .bundle import Bundle, make_bundle
 from .errors import ImageError
-from .podman import PodmanImage, make_podman_image
+from .podman import PodmanImage, import_bundle, make_podman_image
 
 __all__ = [
     "DEFAULT_BIND",
@@ -12,6 +12,7 @@ __all__ = [
     "ImageError",
     "PodmanImage",
     "default_user",
+    "import_bundle",
     "make_bundle",
     "make_podman_image",
 ]

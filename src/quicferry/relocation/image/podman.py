@@ -10,6 +10,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ..engines.engine import IMAGE_ANNOTATION, SOCKET_DIRECTORY
 from .application import Application
@@ -38,6 +39,25 @@ class PodmanImage:
     name: str
     digest: str
     user: int
+
+    @classmethod
+    def of(cls, bundle: Path, name: str) -> Self:
+        """Return what a bundle becomes in Podman, whether it was imported or not.
+
+        Args:
+            bundle: The directory with ``config.json`` and the root file system.
+            name: What the container is called.
+
+        Raises:
+            ImageError: If Podman cannot call it so, or that is no bundle of quicferry's.
+        """
+        _check_name(name)
+        try:
+            config = json.loads((bundle / CONFIG_NAME).read_bytes())
+            digest, user = config["annotations"][IMAGE_ANNOTATION], config["process"]["user"]["uid"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ImageError(f"{bundle} is no bundle; make one with `quicferry image`") from None
+        return cls(_reference(name), name, digest, user)
 
     @property
     def socket_directory(self) -> Path:
@@ -80,39 +100,62 @@ def make_podman_image(
         ImageError: If it cannot be made.
         OSError: If a file cannot be read or written.
     """
-    check_name(name)
-    if name != name.lower():
-        raise ImageError(f"Podman wants small letters in the name of an image, not {name}")
+    _check_name(name)
     scratch_place = Path(tempfile.gettempdir())
     check_apart(scratch_place, application, base)
     require_root()
     run("podman", "--version", limit=_LIMIT, remedy=_REMEDY)
-    reference = f"localhost/{name}:latest"
     with scratch(scratch_place, f"quicferry-{name}") as folder:
-        digest = build(folder, application, name=name, base=base, progress=progress)
-        process = json.loads((folder / CONFIG_NAME).read_bytes())["process"]
-        progress(f"importing it into Podman as {reference}")
-        archive = folder / "root.tar"
+        build(folder, application, name=name, base=base, progress=progress)
+        progress(f"importing it into Podman as {_reference(name)}")
+        return import_bundle(folder, name=name)
+
+
+def import_bundle(bundle: Path, *, name: str) -> PodmanImage:
+    """Make an image of what is in a bundle, in this user's Podman. Only root can.
+
+    Args:
+        bundle: The directory with ``config.json`` and the root file system.
+        name: The container's and the image's name: small letters, digits, ``_``, ``.`` and ``-``.
+
+    Raises:
+        ImageError: If it cannot be made.
+        OSError: If a file cannot be written.
+    """
+    image = PodmanImage.of(bundle, name)
+    require_root()
+    process = json.loads((bundle / CONFIG_NAME).read_bytes())["process"]
+    user = process["user"]
+    changes = (
+        f"CMD {json.dumps(process['args'])}",
+        *(f"ENV {variable}" for variable in process["env"]),
+        f"WORKDIR {process['cwd']}",
+        f"USER {user['uid']}:{user['gid']}",
+        f"LABEL {IMAGE_ANNOTATION}={image.digest}",
+    )
+    with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
         run(
-            *("tar", "--create", "--numeric-owner", "--file", archive),
-            *("--directory", folder / ROOT_FOLDER, "."),
+            *("tar", "--create", "--numeric-owner", "--file", archive.name),
+            *("--directory", bundle / ROOT_FOLDER, "."),
             limit=_LIMIT,
             remedy="make room, or name another place with TMPDIR",
         )
-        changes = (
-            f"CMD {json.dumps(process['args'])}",
-            *(f"ENV {variable}" for variable in process["env"]),
-            f"WORKDIR {process['cwd']}",
-            f"USER {application.user}:{application.user}",
-            f"LABEL {IMAGE_ANNOTATION}={digest}",
+        run(
+            *("podman", "import", "--quiet"),
+            *(f"--change={change}" for change in changes),
+            *("-", image.reference),
+            limit=_LIMIT,
+            remedy=_REMEDY,
+            stdin=archive,
         )
-        with archive.open("rb") as stdin:
-            run(
-                *("podman", "import", "--quiet"),
-                *(f"--change={change}" for change in changes),
-                *("-", reference),
-                limit=_LIMIT,
-                remedy=_REMEDY,
-                stdin=stdin,
-            )
-    return PodmanImage(reference, name, digest, application.user)
+    return image
+
+
+def _reference(name: str) -> str:
+    return f"localhost/{name}:latest"
+
+
+def _check_name(name: str) -> None:
+    check_name(name)
+    if name != name.lower():
+        raise ImageError(f"Podman wants small letters in the name of an image, not {name}")
