@@ -176,8 +176,9 @@ async def test_the_agent_is_killed(technique: Technique, step: str) -> None:
     async with serving(technique) as (site, load), steps(site) as moving:
         await moving.until(step)
         site.agents[site.destination].kill()
-        report = await moving.report()
+        reporting = asyncio.create_task(moving.report())
+        await site.start_agent(site.destination)  # it removes the copy that nobody waits for
+        report = await reporting
         assert report["outcome"] == "rolled-back", report
-        await site.start_agent(site.destination)  # it removes the copy that nobody has waited for
         await check_all_is_well(site, load, site.source)
         await no_container_is_left(site.destination)

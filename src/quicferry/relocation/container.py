@@ -22,6 +22,7 @@ from quicferry import __version__
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import (
     ManagementClient,
+    ManagementError,
     RelocationError,
     RelocationErrorCode,
     RelocationEvent,
@@ -37,7 +38,7 @@ from .guard import Guard, Stage
 from .identity import Identity
 from .images import Compression, ImageDirectory, ImageSender, SendPiece
 from .messages import Message
-from .orchestration import Gate, Plan, Relocation
+from .orchestration import PATIENCE, Gate, Plan, Relocation
 from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
 from .source import Do
@@ -106,7 +107,7 @@ class ContainerRelocation(Relocation):
         self._tls: PageTls | None = None
         self._lazy: LazyDump | None = None
         self._writing: asyncio.Future[Any] | None = None
-        self._suspended = False
+        self._suspending: asyncio.Future[dict[str, Any]] | None = None
         self._farewells: list[dict[str, Any]] = []
         self._left: tuple[str, ...] = ()
         self._memory = 0
@@ -190,8 +191,10 @@ class ContainerRelocation(Relocation):
     async def _freeze(self) -> None:
         self._tell_guard(Stage.SUSPENDED)
         memory = Memory.CARRIED if self._tls is None else Memory.FETCHED
-        reply = await self._command("suspend", address=str(self._plan.address), memory=memory.value)
-        self._suspended = True
+        suspend = self._command("suspend", address=str(self._plan.address), memory=memory.value)
+        self._suspending = asyncio.ensure_future(suspend)
+        async with asyncio.timeout(PATIENCE):
+            reply = await asyncio.shield(self._suspending)
         self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
         self._farewells = reply["farewells"]
         assert self._management is not None, "it has just answered"
@@ -266,7 +269,7 @@ class ContainerRelocation(Relocation):
             self._urgency.end()
 
     def _call_off(self) -> None:
-        if not self._suspended:
+        if self._suspending is None:
             self._undertake(self._abort_migration())
 
     def _resume(self) -> None:
@@ -285,17 +288,24 @@ class ContainerRelocation(Relocation):
             await self._command("abort")
 
     async def _bring_back(self, command: str) -> None:
-        """Let the container run, and the server in it serve."""
-        if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        """Let the container run, and the server in it serve.
+
+        What was begun is never interrupted: it may have come to its end, and not been heard of.
+        """
+        await self._end_steps()
+        begun = [each for each in (self._suspending, self._writing) if each is not None]
+        if begun:
+            await asyncio.wait(begun, timeout=self._lease_time)
         if self._lazy is not None:
             await self._lazy.abandon()
-        if not self._suspended:
-            await self._abort_migration()
-            return
         await self._container.resume()
         async with ManagementClient.connect(self._container.socket) as management:
-            await management.command(command)
+            try:
+                await management.command(command)
+            except ManagementError as exc:
+                if exc.code != RelocationErrorCode.NOT_PREPARED.name:
+                    raise
+                await management.command("abort")  # it had not fallen silent
 
     async def _leave(self) -> None:
         """Remove the container, once it is of no use any more, and say farewell."""

@@ -107,6 +107,7 @@ class Relocation(ABC):
         self._lease_time = lease
         self._lease = Lease(self._lease_over)
         self._channel: Channel | None = None
+        self._steps: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._undertaken: list[asyncio.Task[None]] = []
         self._problems: list[str] = []
@@ -143,7 +144,7 @@ class Relocation(ABC):
         The server has nothing left to do here after a commitment.
         """
         started_at = time.monotonic()
-        steps = asyncio.create_task(self._take_steps())
+        steps = self._steps = asyncio.create_task(self._take_steps())
         steps.add_done_callback(lambda _: self._happened.set())
         try:
             await self._until(lambda: steps.done() or self._machine.has_ended)
@@ -405,6 +406,12 @@ class Relocation(ABC):
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+
+    async def _end_steps(self) -> None:
+        """Take no further step; return when what was begun has ended."""
+        if self._steps is not None:
+            self._steps.cancel()
+            await asyncio.wait([self._steps])
 
     def _undertake(self, work: Coroutine[None, None, None]) -> None:
         """Begin with something that the report waits for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 from pathlib import Path
@@ -36,22 +37,28 @@ def prepare_bundle(hosts: tuple[str, ...]) -> Path:
     """
     root = rootfs.find()
     folder = rootfs.directory() / f"site-{_state_of_the_code()}-{root.name}"
-    if not (folder / NAME).exists():
-        _remove_former()
-        folder.mkdir(exist_ok=True)
-        certificate, key = self_signed(hosts)
-        (folder / CERTIFICATE).write_bytes(certificate)
-        (folder / "key.pem").touch(mode=0o600)
-        (folder / "key.pem").write_bytes(key)
-        application = Application(
-            APPLICATION,
-            certificate=folder / CERTIFICATE,
-            key=folder / "key.pem",
-            bind=Address.parse(f"0.0.0.0:{_PORT}"),
-            options=tuple(word for host in hosts for word in ("--pool", f"{host}:{_PORT}")),
-        )
-        make_bundle(folder / NAME, application, name=NAME, base=root)
+    with (rootfs.directory() / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / NAME).exists():
+            _remove_former()
+            folder.mkdir(exist_ok=True)
+            _make(folder, hosts, root)
     return folder
+
+
+def _make(folder: Path, hosts: tuple[str, ...], root: Path) -> None:
+    certificate, key = self_signed(hosts)
+    (folder / CERTIFICATE).write_bytes(certificate)
+    (folder / "key.pem").touch(mode=0o600)
+    (folder / "key.pem").write_bytes(key)
+    application = Application(
+        APPLICATION,
+        certificate=folder / CERTIFICATE,
+        key=folder / "key.pem",
+        bind=Address.parse(f"0.0.0.0:{_PORT}"),
+        options=tuple(word for host in hosts for word in ("--pool", f"{host}:{_PORT}")),
+    )
+    make_bundle(folder / NAME, application, name=NAME, base=root)
 
 
 def _remove_former() -> None:

@@ -7,14 +7,14 @@ memory: a bundle for runc; for Podman a store of images, which its own storage i
 from __future__ import annotations
 
 import asyncio
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from quicferry.lab.containers.bundle import NAME
 from quicferry.lab.hosts import Host, Lab
-from quicferry.relocation.image import PodmanImage, import_bundle
+from quicferry.relocation.image import PodmanImage
 from quicferry.relocation.image.bundle import scratch
 from quicferry.relocation.image.programs import run
 
@@ -149,10 +149,10 @@ async def _make_store(folder: Path) -> None:
         await asyncio.to_thread(_keep, host.root / _STORAGE.lstrip("/") / "storage", folder)
 
 
-_IMPORT = f"""
+_IMPORT = """
 import sys
 from pathlib import Path
-from {import_bundle.__module__} import import_bundle
+from quicferry.relocation.image import import_bundle
 import_bundle(Path(sys.argv[1]), name=sys.argv[2])
 """
 
@@ -164,8 +164,11 @@ def _keep(store: Path, folder: Path) -> None:
             limit=_MAKE_LIMIT,
             remedy="make room, or name another place with QUICFERRY_LAB_DIR",
         )
-        with suppress(FileExistsError):  # another trial was faster
+        try:
             unfinished.rename(folder / _IMAGES)
+        except OSError as exc:
+            if exc.errno != errno.ENOTEMPTY:  # then another trial was faster
+                raise
 
 
 async def _configure(host: Host) -> None:
