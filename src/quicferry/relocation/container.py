@@ -38,7 +38,7 @@ from .guard import Guard, Stage
 from .identity import Identity
 from .images import Compression, ImageDirectory, ImageSender, SendPiece
 from .messages import Message
-from .orchestration import PATIENCE, Gate, Plan, Relocation
+from .orchestration import Gate, Plan, Relocation
 from .pages import make_page_tls
 from .report import RelocationReport, Step, Transferred
 from .source import Do
@@ -193,7 +193,7 @@ class ContainerRelocation(Relocation):
         memory = Memory.CARRIED if self._tls is None else Memory.FETCHED
         suspend = self._command("suspend", address=str(self._plan.address), memory=memory.value)
         self._suspending = asyncio.ensure_future(suspend)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(self._patience):
             reply = await asyncio.shield(self._suspending)
         self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
         self._farewells = reply["farewells"]

@@ -270,7 +270,7 @@ class Relocation(ABC):
         self._channel = await connect(plan.host, plan.port, self._identity, timeout=PATIENCE)
         self._spawn(self._read(self._channel))
         self._send(await self._make_offer())
-        await self._until(lambda: self._machine.state is State.ACCEPTED, limit=PATIENCE)
+        await self._until(lambda: self._machine.state is State.ACCEPTED, limit=self._patience)
 
     async def _follow(self) -> None:
         await self._begin(Step.FOLLOW)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from quicferry.lab.containers.bundle import NAME
 from quicferry.lab.hosts import Host, Lab
+from quicferry.lab.patience import patient
 from quicferry.relocation.image import PodmanImage
 from quicferry.relocation.image.bundle import scratch
 from quicferry.relocation.image.programs import run
 
 _FOLDER = "srv/quicferry"
 _BUNDLE = f"/{_FOLDER}/{NAME}"
-_START_LIMIT = 20.0
+_START_LIMIT = patient(20.0)
 _MAKE_LIMIT = 300.0
 
 _IMAGES = "images"

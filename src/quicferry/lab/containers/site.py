@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from quicferry.lab.demo.processes import Child
 from quicferry.lab.demo.results import ClientReport
 from quicferry.lab.demo.settings import LINE_LIMIT, ClientPlan, WorkerSettings
 from quicferry.lab.hosts import Host, Lab, Link
+from quicferry.lab.patience import VARIABLE, patient
 from quicferry.protocol import QuicferryError, protocol_name
 from quicferry.relocation import make_identities
 
@@ -33,9 +35,10 @@ _SYSCTLS = ("fs.pipe-user-pages-soft=0", "fs.pipe-max-size=33554432")
 """What CRIU's page server needs where root lacks CAP_SYS_RESOURCE; they are the machine's."""
 _IDENTITY = "/run/identity"
 _CA = "/run/ca.pem"
-_START_LIMIT = 20.0
-_REPORT_LIMIT = 30.0
-_MIGRATE_LIMIT = 90.0
+_START_LIMIT = patient(20.0)
+_REPORT_LIMIT = patient(30.0)
+_MIGRATE_LIMIT = patient(90.0)
+_LEASE = patient(60.0)
 
 
 class SiteError(QuicferryError):
@@ -160,7 +163,7 @@ class Site:
             *("--technique", settings.technique.value, "--identity", _IDENTITY),
             *("--to", f"{destination.address}:{AGENT_PORT}"),
             *("--protocol", protocol_name(settings.protocol)),
-            *("--compress", settings.compression.value, *options),
+            *("--compress", settings.compression.value, "--lease", f"{_LEASE:g}", *options),
         ]
 
     # The clients
@@ -196,7 +199,7 @@ class Site:
     ) -> Child:
         process = await host.start(
             command,
-            env={"PYTHONUNBUFFERED": "1"},
+            env={"PYTHONUNBUFFERED": "1", VARIABLE: os.environ.get(VARIABLE, "1")},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -19,6 +19,7 @@ from quicferry.lab.demo.content import Verifier, WrongBodyError
 from quicferry.lab.demo.results import Arrival, ClientProgress, ClientReport, Gap, Sample
 from quicferry.lab.demo.settings import ClientPlan, WorkerSettings
 from quicferry.lab.emulation import EmulatedNetwork, PathSpec
+from quicferry.lab.patience import patient
 from quicferry.lab.qlog import QlogDirectory
 from quicferry.protocol import (
     Address,
@@ -45,7 +46,7 @@ DOWNLOADS = 2
 """How many of them are under way, so that there is always something on the path."""
 PAYLOAD_SHARE = 0.9
 SMALLEST_WINDOW = 2048
-REQUEST_TIMEOUT = 20.0
+REQUEST_TIMEOUT = patient(20.0)
 RETRY_INTERVAL = 0.005
 COME_AGAIN = ("server migrated", "the server is about to move")
 """What the server says to clients that cannot follow it, at the beginning of the reason."""

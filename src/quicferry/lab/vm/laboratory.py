@@ -11,11 +11,15 @@ import quicferry
 from quicferry.lab.containers.bundle import prepare_bundle
 from quicferry.lab.containers.site import DESTINATION, SOURCE
 from quicferry.lab.hosts import rootfs
+from quicferry.lab.patience import VARIABLE
 from quicferry.lab.vm.image import PLACE, TOOLS
 from quicferry.lab.vm.machine import VirtualMachine
 
 TREE = f"{PLACE}/quicferry"
 """Where quicferry's source tree is in the virtual machine."""
+
+PATIENCE = 10
+"""How much longer things may take than on a machine that is not emulated."""
 
 _LAB = "lab"
 _BYTECODE = "bytecode"
@@ -60,6 +64,7 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
                 "PYTHONPATH": f"{TREE}/src:{TOOLS}",
                 rootfs.DIRECTORY_VARIABLE: f"{PLACE}/{_LAB}",
                 rootfs.ROOT_VARIABLE: lab_root,
+                VARIABLE: str(PATIENCE),
             }
         )
         yield machine

@@ -39,7 +39,7 @@ from .engine import (
 from .processes import memory_of
 from .program import Program, run, start
 
-_QUICK = 10.0
+_QUICK = 30.0
 _LIMIT = 120.0
 """Seconds for a dump or a restore."""
 
