@@ -6,6 +6,7 @@ Each fault is a real one: a file is cut, a link, a process killed, a port taken.
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,10 +30,13 @@ IMAGES = "run/quicferry/relocations"
 
 @asynccontextmanager
 async def serving(
-    technique: Technique = Technique.COLD, *options: str, agent: bool = True
+    technique: Technique = Technique.COLD,
+    *options: str,
+    agent: bool = True,
+    engine: str = "runc",
 ) -> AsyncIterator[tuple[Site, Load]]:
     """Provide hosts whose server has clients at work, and an agent."""
-    async with Site(Settings(technique=technique)) as site:
+    async with Site(Settings(technique, engine)) as site:
         await site.start_server()
         if agent:
             await site.start_agent(site.destination, *options)
@@ -61,10 +65,10 @@ async def nothing_is_left(host: Host) -> None:
     await host.run(["timeout", "30", "sh", "-c", gone])
 
 
-async def no_container_is_left(host: Host) -> None:
-    """Wait until no container is left on a host."""
-    gone = 'until test -z "$(runc list --quiet)"; do sleep 0.1; done'
-    await host.run(["timeout", "30", "sh", "-c", gone])
+async def no_copy_is_left(site: Site) -> None:
+    """Wait until no container is left at the destination."""
+    gone = f'until test -z "$({shlex.join(site.deployment.containers)})"; do sleep 0.1; done'
+    await site.destination.run(["timeout", "30", "sh", "-c", gone])
 
 
 def rolled_back(report: dict[str, Any], step: str, *words: str) -> None:
@@ -167,7 +171,7 @@ async def test_whoever_moves_it_is_killed(technique: Technique, step: str) -> No
         moving.process.kill()
         await moving.process.wait()
         await check_all_is_well(site, load, site.source)
-        await no_container_is_left(site.destination)
+        await no_copy_is_left(site)
 
 
 @TECHNIQUES
@@ -181,4 +185,17 @@ async def test_the_agent_is_killed(technique: Technique, step: str) -> None:
         report = await reporting
         assert report["outcome"] == "rolled-back", report
         await check_all_is_well(site, load, site.source)
-        await no_container_is_left(site.destination)
+        await no_copy_is_left(site)
+
+
+async def test_podman_goes_on_from_its_own_checkpoint() -> None:
+    async with serving(engine="podman") as (site, load), steps(site) as moving:
+        await moving.until("thaw")
+        running = ["podman", "ps", "--quiet"]
+        assert (await site.source.run(running)).stdout == ""
+        site.agents[site.destination].kill()
+        report = await moving.report()
+        assert report["outcome"] == "rolled-back", report
+        assert (await site.source.run(running)).stdout != ""
+        await check_all_is_well(site, load, site.source)
+        await no_copy_is_left(site)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from quicferry.lab.containers import Settings, Trial, run_trial
-from quicferry.lab.containers.settings import EDGE
+from quicferry.lab.containers import Settings, Site, Trial, run_trial
+from quicferry.lab.containers.settings import EDGE, Whereabouts
 from quicferry.lab.hosts import Lab
 from quicferry.protocol import MigrationProtocol, Policy
 from quicferry.relocation import Compression, Technique
+from quicferry.relocation.engines import Podman
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 PROTOCOLS = [pytest.param(protocol, id=protocol.name) for protocol in MigrationProtocol]
+BY_PODMAN = pytest.mark.parametrize(
+    "technique",
+    [technique for technique in Technique if technique in Podman.techniques],
+    ids=lambda each: each.value,
+)
 LOSSY = EDGE.__class__(rtt_ms=EDGE.rtt_ms, rate_mbit=EDGE.rate_mbit, loss_percent=1.5, seed=7)
 
 
@@ -69,3 +75,45 @@ async def test_not_compressed() -> None:
     plain = await moved(Settings(compression=Compression.NONE))
     compressed = await moved(Settings())
     assert compressed.reports[0]["bytes"] < plain.reports[0]["bytes"] / 2
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [MigrationProtocol.EXPLICIT, MigrationProtocol.POOL_OF_ADDRESSES],
+    ids=lambda each: each.name,
+)
+async def test_behind_a_nat(protocol: MigrationProtocol) -> None:
+    await moved(Settings(protocol=protocol, clients_are=Whereabouts.BEHIND_NAT))
+
+
+async def test_behind_a_nat_symmetric_reaches_nobody_and_says_so() -> None:
+    settings = Settings(
+        protocol=MigrationProtocol.SYMMETRIC, clients=1, clients_are=Whereabouts.BEHIND_NAT
+    )
+    async with Site(settings) as site:
+        await site.start_server()
+        await site.start_agent(site.destination)
+        load = await site.start_load()
+        await load.run(settings.before)
+        command = [word for word in site.migrate_command(site.destination) if word != "--json"]
+        done = await site.source.attempt([*command, "--timeout", "3"])
+        assert done.returncode == 0, done.stderr
+        assert "1 clients have not been heard of yet" in done.stdout
+        assert "behind a NAT" in done.stdout
+
+
+@BY_PODMAN
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_podman_there_and_back(technique: Technique, protocol: MigrationProtocol) -> None:
+    await moved(Settings(technique, "podman", protocol, round_trip=True))
+
+
+@BY_PODMAN
+async def test_podman_with_much_memory(technique: Technique) -> None:
+    trial = await moved(Settings(technique, "podman", memory=100, round_trip=True))
+    assert all(report["bytes"] > 100 << 20 for report in trial.reports)
+
+
+@BY_PODMAN
+async def test_podman_with_loss(technique: Technique) -> None:
+    await moved(Settings(technique, "podman", near=LOSSY, far=LOSSY))

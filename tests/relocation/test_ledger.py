@@ -29,10 +29,20 @@ def test_a_copy_without_a_word_is_known_as_one(tmp_path: Path) -> None:
     ledger.begin(FIRST, "site")
     ledger.begin(SECOND, "shop")
     ledger.forget(SECOND)
+    ledger.close()
     after = Ledger(tmp_path / "agent")
     assert after.copies() == {FIRST: "site"}
     assert not after.knows(FIRST)
     assert after.answer(Ask(FIRST)) == NoCopy(FIRST)
+
+
+def test_a_copy_of_an_agent_that_lives_is_not_touched(tmp_path: Path) -> None:
+    living = Ledger(tmp_path / "agent")
+    living.begin(FIRST, "site")
+    beside = Ledger(tmp_path / "agent")
+    assert not beside.copies()
+    living.close()
+    assert beside.copies() == {FIRST: "site"}
 
 
 def test_nobody_else_can_look(tmp_path: Path) -> None:

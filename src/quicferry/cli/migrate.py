@@ -376,5 +376,9 @@ def _describe(report: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(f"{len(report['pending'])} clients have not been heard of yet")
+        lines.append(
+            "(behind a NAT, clients of the symmetric protocols do not hear a server at an address "
+            "that they know nothing of; --protocol explicit and pool-of-addresses work there)"
+        )
     lines += [f"lost: {name}" for name in report["lost"]]
     return lines

@@ -87,6 +87,7 @@ class ContainerAgent(BaseAgent):
 
     async def _end(self) -> None:
         """End nothing: containers live on."""
+        self._ledger.close()
 
     def _problem(self, offer: messages.ContainerOffer) -> str | None:
         """Return why an offer is refused, and what to do about it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from quicferry.lab.emulation import PathSpec
@@ -14,6 +15,14 @@ time to spare, so that their speed does not show."""
 
 GIGABIT = PathSpec(rate_mbit=1000, queue_ms=10)
 """The link between the two hosts."""
+
+
+class Whereabouts(enum.Enum):
+    """Where the clients are."""
+
+    DIRECT = "direct"
+    BEHIND_NAT = "behind-nat"
+    """Behind a NAT, which lets nothing in from an address that nothing was sent to."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Settings:
         between: The link between the two hosts.
         compression: Of what is moved.
         round_trip: Whether the server is moved back as well.
+        clients_are: Where the clients are.
         clock_offset: Seconds by which the destination's clocks are ahead.
         before: Seconds of load before the relocation, and after it.
         seed: Of the clients' requests.
@@ -48,6 +58,7 @@ class Settings:
     between: PathSpec = GIGABIT
     compression: Compression = Compression.ZSTD
     round_trip: bool = False
+    clients_are: Whereabouts = Whereabouts.DIRECT
     clock_offset: int | None = None
     before: float = 1.0
     seed: int = 1

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from quicferry.lab.containers.bundle import CERTIFICATE, NAME, prepare_bundle
 from quicferry.lab.containers.deployment import Deployment, deploy
-from quicferry.lab.containers.settings import Settings
+from quicferry.lab.containers.settings import Settings, Whereabouts
 from quicferry.lab.demo.processes import Child
 from quicferry.lab.demo.results import ClientReport
 from quicferry.lab.demo.settings import LINE_LIMIT, ClientPlan, WorkerSettings
@@ -103,8 +103,12 @@ class Site:
                 await self.source.run(["sysctl", "--write", "--quiet", setting])
         addresses = [str(host.address) for host in (self.source, self.destination, self.client)]
         assert addresses == [SOURCE, DESTINATION, CLIENT], "hosts are numbered from the first on"
-        await lab.connect(self.client, self.source, settings.near)
-        await lab.connect(self.client, self.destination, settings.far)
+        paths = {self.source: settings.near, self.destination: settings.far}
+        if settings.clients_are is Whereabouts.BEHIND_NAT:
+            await lab.add_nat("nat", self.client, paths)
+        else:
+            for host, path in paths.items():
+                await lab.connect(self.client, host, path)
         self.between = await lab.connect(self.source, self.destination, settings.between)
         with tempfile.TemporaryDirectory() as made:
             folders_of = make_identities(Path(made), [SOURCE, DESTINATION])
