@@ -167,7 +167,7 @@ class TestDigest:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("name", ["", "-x", "a/b", "..", "a b", "a" * 64, "ü"])
+    @pytest.mark.parametrize("name", ["", "-x", "a/b", "..", "a b", "a" * 64, "ü", "agent"])
     def test_names(self, name: str) -> None:
         with pytest.raises(ImageError, match="cannot be the name"):
             check_name(name)

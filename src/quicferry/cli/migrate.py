@@ -66,7 +66,8 @@ class _SourceLost(click.ClickException):
     "on where it was, 2 wrong usage, 3 nobody could tell in time, and the source has given them "
     "up or has ended itself.\n\n"
     'With --json: a line {"event": "StepBegun" or "StepEnded", "step", "seconds"} as it happens, '
-    'with --step also {"event": "StepWaits", "step"}, and at the end the report: {"technique", '
+    'with --step also {"event": "StepWaits", "step"}, with a container also '
+    '{"event": "Transferred", "bytes", "sent", "total"}, and at the end the report: {"technique", '
     '"outcome", "source", "destination", "phases", '
     '"failed_phase", "reason", "connections", "closed", "rejected", "silence", "bytes", '
     '"followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
@@ -83,7 +84,7 @@ class _SourceLost(click.ClickException):
     "agent",
     metavar="HOST:PORT",
     required=True,
-    help="Where `quicferry agent run` listens on the destination.",
+    help="Where `quicferry agent run`, or `agent receive`, listens on the destination.",
 )
 @click.option(
     "--identity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from quicferry.relocation import (
     Compression,
     ContainerPlan,
     ContainerRelocation,
+    EngineError,
     Identity,
     Step,
     StepWaits,
@@ -79,7 +81,12 @@ async def migrate_container(
         address: Returns where the server goes, of where it is.
         fields: The options that all techniques have.
         tell: Is told what happens.
+
+    Raises:
+        EngineError: If this is not root, or the engine has no such container that runs.
     """
+    if os.geteuid() != 0:
+        raise EngineError("only root can move a container; use sudo")
     engine = engine_class(choices.engine)()
     container = await engine.source(choices.container)
     source = await find_server(container)
@@ -170,7 +177,8 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if sys.stderr.isatty():
+            self._progress.stop()
 
     def event(self, event: RelocationEvent) -> None:
         """Tell of an event."""

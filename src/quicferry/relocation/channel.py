@@ -373,8 +373,8 @@ def _cannot_connect(remote: str, error: OSError) -> ChannelError:
     if isinstance(error, ConnectionRefusedError):
         return ChannelError(
             ChannelProblem.REFUSED,
-            f"{remote}: nobody listens there; start `quicferry agent run` there, or correct the "
-            "address",
+            f"{remote}: nobody listens there; start an agent there (`quicferry agent run`, or "
+            "`agent receive` for containers), or correct the address",
         )
     return ChannelError(
         ChannelProblem.UNREACHABLE,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from quicferry.io import UdpSocket
 from quicferry.protocol import Address
 from quicferry.server import Completion, ManagementClient, ManagementError
 
@@ -88,6 +89,8 @@ class ContainerReception(Reception):
             compression = Compression(offer.compression)
         except ValueError as exc:
             raise HandoverError(f"the offer cannot be used: {exc}") from None
+        # A server at all addresses of its host would be restored, and clients not find it.
+        UdpSocket.bind(address).close()
         if found := await problems(Technique(offer.technique), self._agent.engine.name):
             raise HandoverError(f"the agent's host cannot do {offer.technique}: {'; '.join(found)}")
         container = await self._agent.engine.destination(self._agent.container or offer.container)
@@ -100,13 +103,14 @@ class ContainerReception(Reception):
         self._directory = await self._resources.enter_async_context(
             ImageDirectory(room=self._agent.room)
         )
+        if not self._machine.may_abort:  # the source has changed its mind meanwhile
+            await self._resources.aclose()
+            return
         if self._directory.free < offer.memory * self._agent.engine.room:
             raise HandoverError(
                 f"the container uses {offer.memory >> 20} MB, and there are "
                 f"{self._directory.free >> 20} MB in memory for its images; give them more room"
             )
-        if not self._machine.may_abort:
-            return  # the source has changed its mind meanwhile
         self._container = container
         self._receiver = ImageReceiver(self._directory.images, compression)
         self._agent.publish(Offered(self._channel.peer, address, offer.connections))

@@ -43,7 +43,8 @@ class Guard:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "quicferry.relocation.guarding", *self._arguments),
+            # -P: what is in the current directory is not to be run by root.
+            *(sys.executable, "-P", "-m", "quicferry.relocation.guarding", *self._arguments),
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
         )

@@ -31,16 +31,18 @@ async def _watch(engine: str, container: str, directory: Path) -> None:
     stage = Stage(told["stage"])
     if stage is Stage.OVER:
         return
-    if stage is Stage.COMMITTING:
-        print(
-            f"the relocation of the container {container} was interrupted when the destination may "
-            "have had it already: if the agent there says that it has adopted it, remove it here; "
-            "otherwise let it go on here",
-            file=sys.stderr,
-        )
-    else:
-        await _bring_back(engine, container, stage, told["pages"])
-    await wipe(directory)
+    try:
+        if stage is Stage.COMMITTING:
+            print(
+                f"the relocation of the container {container} was interrupted when the destination "
+                "may have had it already: if the agent there says that it has adopted it, remove "
+                "it here; otherwise let it go on here",
+                file=sys.stderr,
+            )
+        else:
+            await _bring_back(engine, container, stage, told["pages"])
+    finally:
+        await wipe(directory)
 
 
 async def _bring_back(engine: str, name: str, stage: Stage, pages: list[Any] | None) -> None:

@@ -86,7 +86,7 @@ class ImageDirectory:
             await self._mount()
             self.images.mkdir(mode=0o700)
         except BaseException:
-            self.path.rmdir()
+            await wipe(self.path)
             raise
         return self
 

@@ -119,12 +119,17 @@ class Runc(Engine):
 
     Args:
         bundle: What a container that is moved here is made of; None where none will be.
+
+    Raises:
+        EngineError: If that is no bundle, or no quicferry server can be in it.
     """
 
     name = "runc"
     techniques = frozenset(Technique)
 
     def __init__(self, bundle: Path | None = None) -> None:
+        if bundle is not None:
+            Bundle(bundle)
         self._bundle = bundle
 
     async def version(self) -> str:

@@ -18,7 +18,14 @@ from pathlib import Path
 from .application import Application
 from .digest import digest
 from .errors import ImageError
-from .oci import CONFIG_NAME, ROOT_FOLDER, make_annotations, make_config, socket_directory
+from .oci import (
+    CONFIG_NAME,
+    ROOT_FOLDER,
+    TAKEN_NAMES,
+    make_annotations,
+    make_config,
+    socket_directory,
+)
 from .root import Progress, fill_root
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -114,6 +121,11 @@ def check_name(name: str) -> None:
         raise ImageError(
             f"{name!r} cannot be the name of a container; take up to 63 letters, digits, "
             "_, . and -, with a letter or digit first"
+        )
+    if name in TAKEN_NAMES:
+        raise ImageError(
+            f"{name!r} cannot be the name of a container, because {socket_directory(name)} is "
+            "quicferry's own; choose another name"
         )
 
 

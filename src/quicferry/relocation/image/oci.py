@@ -22,6 +22,9 @@ ROOT_FOLDER = "rootfs"
 HOST_DIRECTORY = "/run/quicferry"
 """Where the directories with management sockets are on a host, each named after its container."""
 
+TAKEN_NAMES = ("agent", "relocations")
+"""What else is there: what agents write down, and images."""
+
 MOUNT_POINTS = ("proc", "dev", "tmp", "run")
 """What a root file system has to have, so that nothing is made in it when it is run."""
 

@@ -96,6 +96,7 @@ def fill_root(
     Raises:
         ImageError: If something is missing, or cannot be installed.
     """
+    dependencies = _dependencies()
     if base is None:
         progress("making a Debian root file system (name a ready one with --base)")
         make_debian(root, _PACKAGES)
@@ -109,7 +110,7 @@ def fill_root(
         shutil.rmtree(_folder(root, name))  # of an image that the base may be
     python = find_python(root)
     progress(f"installing packages for Python {'.'.join(map(str, python.version))}")
-    _install(root, application, python)
+    _install(root, application, python, dependencies)
     if application.source is not None:
         progress(f"copying {application.source}")
         shutil.copytree(
@@ -179,7 +180,7 @@ def _copy_base(base: Path, root: Path) -> None:
     )
 
 
-def _install(root: Path, application: Application, python: Python) -> None:
+def _install(root: Path, application: Application, python: Python, dependencies: list[str]) -> None:
     library = _folder(root, LIBRARY_FOLDER)
     package = Path(__file__).parents[2]
     shutil.copytree(package, library / package.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -189,10 +190,10 @@ def _install(root: Path, application: Application, python: Python) -> None:
         more = ["--requirement", application.requirements]
     version = ".".join(map(str, python.version))
     run(
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"),
+        *(sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"),
         *("--disable-pip-version-check", "--target", library, "--only-binary=:all:"),
         *("--implementation=cp", f"--python-version={version}", *wanted),
-        *_dependencies(),
+        *dependencies,
         *more,
         limit=_INSTALL_LIMIT,
         remedy=f"what has no wheel for Python {version} on {python.machine} has to be made one "
