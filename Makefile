@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SEEDS ?= 10000
 HANDOVERS ?= 200
-LAB_VM_ARGS ?= -k "pre_copy or EXPLICIT and (pre-copy or hybrid)"
+LAB_VM_ARGS ?= -k copied_ahead tests/lab/test_containers.py
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python

@@ -6,7 +6,8 @@ import pytest
 
 from quicferry.lab.containers import Settings, Site, Trial, run_trial
 from quicferry.lab.containers.settings import EDGE, Whereabouts
-from quicferry.lab.hosts import Lab
+from quicferry.lab.hosts import Lab, PathSpec
+from quicferry.lab.patience import patient
 from quicferry.protocol import MigrationProtocol, Policy
 from quicferry.relocation import Compression, Technique
 from quicferry.relocation.engines import Podman
@@ -19,7 +20,9 @@ BY_PODMAN = pytest.mark.parametrize(
     [technique for technique in Technique if technique in Podman.techniques],
     ids=lambda each: each.value,
 )
-LOSSY = EDGE.__class__(rtt_ms=EDGE.rtt_ms, rate_mbit=EDGE.rate_mbit, loss_percent=1.5, seed=7)
+COPIED_AHEAD = [technique for technique in Technique if technique.copies_before]
+NARROW = PathSpec(rtt_ms=EDGE.rtt_ms, rate_mbit=0.5)
+LOSSY = PathSpec(rtt_ms=EDGE.rtt_ms, rate_mbit=EDGE.rate_mbit, loss_percent=1.5, seed=7)
 
 
 async def moved(settings: Settings) -> Trial:
@@ -37,7 +40,7 @@ async def _skip_unless_able(technique: Technique, engine: str) -> None:
     async with Lab() as lab:
         host = await lab.add_host("host")
         command = ["quicferry", "doctor", "--no-test", "--technique", technique.value]
-        done = await host.attempt([*command, "--engine", engine])
+        done = await host.attempt([*command, "--engine", engine], limit=patient(60.0))
     if "soft-dirty" in done.stdout + done.stderr and done.returncode:
         pytest.skip("this kernel tracks no changes of memory (soft-dirty): see make lab-vm")
 
@@ -60,6 +63,12 @@ async def test_with_much_memory(technique: Technique, protocol: MigrationProtoco
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_with_loss(technique: Technique, protocol: MigrationProtocol) -> None:
     await moved(Settings(technique=technique, protocol=protocol, near=LOSSY, far=LOSSY))
+
+
+@pytest.mark.parametrize("technique", COPIED_AHEAD, ids=lambda each: each.value)
+async def test_copied_ahead(technique: Technique) -> None:
+    """As little as an emulated machine can do as well."""
+    await moved(Settings(technique=technique, clients=1, memory=10, near=NARROW, far=NARROW))
 
 
 @pytest.mark.parametrize("policy", [Policy.REACTIVE, Policy.PROACTIVE], ids=lambda each: each.name)

@@ -39,6 +39,7 @@ _START_LIMIT = patient(20.0)
 _REPORT_LIMIT = patient(30.0)
 _MIGRATE_LIMIT = patient(90.0)
 _LEASE = patient(60.0)
+_DEADLINE = patient(5.0)
 
 
 class SiteError(QuicferryError):
@@ -167,7 +168,8 @@ class Site:
             *("--technique", settings.technique.value, "--identity", _IDENTITY),
             *("--to", f"{destination.address}:{AGENT_PORT}"),
             *("--protocol", protocol_name(settings.protocol)),
-            *("--compress", settings.compression.value, "--lease", f"{_LEASE:g}", *options),
+            *("--compress", settings.compression.value, "--lease", f"{_LEASE:g}"),
+            *("--deadline", f"{_DEADLINE:g}", *options),
         ]
 
     # The clients
