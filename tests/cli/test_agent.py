@@ -66,6 +66,13 @@ def test_an_agent_needs_an_identity(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
+    done = run("agent", "receive", "--bundle", tmp_path, "--identity", tmp_path)
+    assert done.returncode == 1
+    assert b"is no bundle" in done.stderr
+    assert b"quicferry image" in done.stderr
+
+
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     identity = make_identities(tmp_path, ["127.0.0.1", "127.0.0.2"])["127.0.0.1"]
     with socket.socket() as other:

@@ -283,7 +283,11 @@ def test_steps_one_by_one(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["switch", "127.0.0.2:4433"], b"NOT_PREPARED"), (["abort"], b"NOT_PREPARED")],
+    [
+        (["switch", "127.0.0.2:4433"], b"NOT_PREPARED"),
+        (["abort"], b"NOT_PREPARED"),
+        (["resume"], b"NOT_PREPARED"),
+    ],
 )
 def test_refusals_are_one_line(server: RunningServer, arguments: list[str], code: bytes) -> None:
     done = server.ctl(*arguments)

@@ -18,7 +18,7 @@ COMMANDS = [
     ["demo"],
     ["ctl"],
     *(["ctl", name] for name in ("imminent", "switch", "wait", "migrate", "status")),
-    *(["ctl", name] for name in ("abort", "shutdown")),
+    *(["ctl", name] for name in ("abort", "resume", "shutdown")),
     ["agent", "receive"],
     ["migrate"],
     ["doctor"],

@@ -162,6 +162,35 @@ async def test_the_container_is_killed_after_the_dump() -> None:
         await check_all_is_well(site, load, site.destination, migrations=1)
 
 
+async def test_the_copy_dies_before_the_commitment() -> None:
+    async with serving() as (site, load), steps(site) as moving:
+        await moving.until("commit")
+        await site.destination.run(["runc", "delete", "--force", "site"])
+        rolled_back(await moving.report(), "commit", "does not answer any more")
+        await check_all_is_well(site, load, site.source)
+
+
+async def test_an_address_that_is_not_the_destinations() -> None:
+    async with serving() as (site, load):
+        report = await site.migrate(
+            site.source, site.destination, "--address", f"{site.client.address}:4433"
+        )
+        rolled_back(report, "offer", str(site.client.address))
+        await check_all_is_well(site, load, site.source)
+
+
+async def test_a_second_agent_leaves_the_copy_of_the_first_alone() -> None:
+    async with serving() as (site, load), steps(site) as moving:
+        await moving.until("commit")
+        second = site.agent_command(site.destination)
+        done = await site.destination.attempt(second)
+        assert done.returncode == 1
+        assert "in use" in done.stderr
+        report = await moving.report()
+        assert report["outcome"] == "committed", report
+        await check_all_is_well(site, load, site.destination, migrations=1)
+
+
 @TECHNIQUES
 @pytest.mark.parametrize("step", ["imminent", "freeze", "transfer", "thaw", "commit"])
 async def test_whoever_moves_it_is_killed(technique: Technique, step: str) -> None:

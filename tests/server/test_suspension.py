@@ -274,6 +274,9 @@ async def test_all_management_connections_are_closed(tmp_path: Any) -> None:
                 assert [each async for each in events]  # and that it has an end
             async with ManagementClient.connect(path) as orchestrator:
                 await orchestrator.command("appear", address=str(there))
+                with pytest.raises(ManagementError) as caught:
+                    await orchestrator.command("resume")
+                assert caught.value.code == "ALREADY_SWITCHED"
                 await orchestrator.command("activate")
                 await orchestrator.command("settle")
                 assert (await client.request("POST", "/echo", body=b"on")).body == b"on"

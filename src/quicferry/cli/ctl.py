@@ -281,6 +281,18 @@ async def abort(session: Session) -> None:
     session.show(await session.command("abort"), "aborted")
 
 
+@ctl.command(examples=["quicferry ctl --socket /run/quicferry/site/server.sock resume"])
+@_command
+async def resume(session: Session) -> None:
+    """Let a server go on that a relocation of its container has left silent.
+
+    That happens if `quicferry migrate` is killed in the moment of the commitment. Make sure first
+    that the agent at the destination has not adopted it: two servers with the same connections must
+    never live. The container itself has to run.
+    """
+    session.show(await session.command("resume"), "it goes on")
+
+
 @ctl.command()
 @_command
 async def shutdown(session: Session) -> None:

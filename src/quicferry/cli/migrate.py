@@ -354,7 +354,9 @@ def _describe(report: dict[str, Any]) -> list[str]:
         phase = report["failed_phase"] or "offer"
         return [
             f"not moved: {report['reason']} (in {phase})",
-            f"the server and its clients go on at {report['source']}",
+            "the server may be silent: look at the container and its log"
+            if "; then: " in report["reason"]
+            else f"the server and its clients go on at {report['source']}",
         ]
     if report["outcome"] == Outcome.GIVEN_UP.value:
         return [

@@ -305,7 +305,9 @@ class ContainerRelocation(Relocation):
             except ManagementError as exc:
                 if exc.code != RelocationErrorCode.NOT_PREPARED.name:
                     raise
-                await management.command("abort")  # it had not fallen silent
+                # It had not fallen silent, and may have given the move up itself.
+                with contextlib.suppress(ManagementError):
+                    await management.command("abort")
 
     async def _leave(self) -> None:
         """Remove the container, once it is of no use any more, and say farewell."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quicferry.io import UdpSocket
@@ -32,6 +33,9 @@ from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .container_agent import ContainerAgent
+
+ANSWER_LIMIT = 10.0
+"""Seconds that a restored server may take to say that it is there."""
 
 PAGES_LIMIT = 600.0
 """Seconds that fetching the memory may take after the restore."""
@@ -68,6 +72,15 @@ class ContainerReception(Reception):
         self._page_port: int | None = None
         self._latest: asyncio.Task[None] | None = None
 
+    def received(self, message: Message, channel: Channel) -> None:
+        """Take a message of the source; the word to commit only if the copy can live."""
+        is_word = isinstance(message, messages.Commit) and message.handover == self.handover
+        if is_word and self._machine.holds and not self._machine.owns:
+            self._channel = channel
+            self._then(partial(self._commit, message))
+        else:
+            super().received(message, channel)
+
     async def close(self, reason: str) -> None:
         """Discard what may be discarded, because the agent ends; or see what was committed through.
 
@@ -89,8 +102,6 @@ class ContainerReception(Reception):
             compression = Compression(offer.compression)
         except ValueError as exc:
             raise HandoverError(f"the offer cannot be used: {exc}") from None
-        # A server at all addresses of its host would be restored, and clients not find it.
-        UdpSocket.bind(address).close()
         if found := await problems(Technique(offer.technique), self._agent.engine.name):
             raise HandoverError(f"the agent's host cannot do {offer.technique}: {'; '.join(found)}")
         container = await self._agent.engine.destination(self._agent.container or offer.container)
@@ -100,6 +111,8 @@ class ContainerReception(Reception):
                 f"would be of {container.image or 'something unnamed'}; build the image once, and "
                 "copy it to both hosts"
             )
+        # A server at all addresses of its host would be restored, and clients not find it.
+        UdpSocket.bind(address).close()
         self._directory = await self._resources.enter_async_context(
             ImageDirectory(room=self._agent.room)
         )
@@ -137,6 +150,16 @@ class ContainerReception(Reception):
     async def _appear(self) -> None:
         await self._command("appear", address=self._offer.address)
         self._act(self._machine.switched())
+
+    async def _commit(self, message: Message) -> None:
+        """Take the word to commit, unless the copy has died: then the source goes on."""
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT):
+                await self._command("status")
+        except (ManagementError, TimeoutError) as exc:
+            raise HandoverError("the restored server does not answer any more") from exc
+        self._lease.check()
+        self._act(self._machine.receive(message))
 
     async def _activate(self) -> None:
         await self._command("activate", hold=self._hold)

@@ -49,6 +49,7 @@ class SuspensionCommands:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._under_way: Suspension | None = None
+        self._has_appeared = False
         self._settling: asyncio.TimerHandle | None = None
 
     @property
@@ -85,6 +86,7 @@ class SuspensionCommands:
         suspension = server.suspension()
         farewells = suspension.suspend(given["address"])
         self._under_way = suspension
+        self._has_appeared = False
         return {
             "connections": list(suspension.connections),
             "left": list(suspension.left),
@@ -99,6 +101,11 @@ class SuspensionCommands:
         }
 
     async def _resume(self, server: Server, given: Fields) -> dict[str, Json]:
+        if self._has_appeared:
+            raise RelocationError(
+                RelocationErrorCode.ALREADY_SWITCHED,
+                "this is the copy, which waits for the word of the agent; end it instead",
+            )
         working_memory.unlock()
         self._suspension.resume()
         self._under_way = None
@@ -112,6 +119,7 @@ class SuspensionCommands:
 
     async def _appear(self, server: Server, given: Fields) -> dict[str, Json]:
         self._suspension.appear(given["address"])
+        self._has_appeared = True
         return {}
 
     async def _activate(self, server: Server, given: Fields) -> dict[str, Json]:
@@ -134,5 +142,6 @@ class SuspensionCommands:
         if self._settling is not None and suspension is self._under_way:
             self._settling.cancel()
             self._settling = self._under_way = None
+            self._has_appeared = False
             suspension.settle()
             working_memory.unlock()

@@ -141,6 +141,7 @@ class Suspension:
                 protocol.connection.network_switch(local, now=now)
             except MigrationError as exc:
                 raise RelocationError(exc.code, f"connection {name}: {exc.code.value}") from exc
+
     def activate(self) -> tuple[str, ...]:
         """Let the connections live, because the original has been given up.
 

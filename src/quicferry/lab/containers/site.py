@@ -139,15 +139,19 @@ class Site:
 
     async def start_agent(self, host: Host, *options: str) -> Child:
         """Start an agent, and wait until it listens."""
-        command = [
-            *("quicferry", "agent", "receive", "--json", "--engine", self._settings.engine),
-            *(*self.deployment.options, "--identity", _IDENTITY),
-            *("--listen", f"{host.address}:{AGENT_PORT}", *options),
-        ]
+        command = self.agent_command(host, *options)
         agent = await self._child(f"agent on {host.name}", host, command, Child.stop)
         await _message(agent, "listening")
         self.agents[host] = agent
         return agent
+
+    def agent_command(self, host: Host, *options: str) -> list[str]:
+        """Return the command that is an agent."""
+        return [
+            *("quicferry", "agent", "receive", "--json", "--engine", self._settings.engine),
+            *(*self.deployment.options, "--identity", _IDENTITY),
+            *("--listen", f"{host.address}:{AGENT_PORT}", *options),
+        ]
 
     async def migrate(self, source: Host, destination: Host, *options: str) -> dict[str, Any]:
         """Move the server, and return the report."""

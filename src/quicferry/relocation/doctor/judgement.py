@@ -234,7 +234,7 @@ def freezer(facts: Facts) -> Finding:
         return Finding(
             name,
             Outcome.UNKNOWN,
-            f"{_CGROUPS} is no cgroup v2; quicferry was tried with that only",
+            f"{_CGROUPS} is no cgroup v2; nothing else was tried",
             "boot with systemd.unified_cgroup_hierarchy=1",
         )
     if "ro" in mount.options:

@@ -66,7 +66,7 @@ async def try_out(techniques: Iterable[Technique]) -> dict[Technique, Trial]:
     with tempfile.TemporaryDirectory(prefix="quicferry-doctor-") as directory:
         said = await run(
             *("setpriv", "--pdeathsig", "KILL"),  # even if we are killed, it ends
-            *(*_NAMESPACES, sys.executable, "-m", __name__, directory, *names),
+            *(*_NAMESPACES, sys.executable, "-P", "-m", __name__, directory, *names),
             limit=_TRIAL_LIMIT * len(names),
         )
     results = [json.loads(line) for line in said.splitlines()]
