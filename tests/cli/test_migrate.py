@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from loopback import at, demo_app, free_port, time_limit
 from relocation.agents import agent_at
 from relocation.parties import APPLICATION, DESTINATION, SOURCE, STEPS, Client, Party, Stage, stage
 
+from quicferry.cli import main
 from quicferry.client import RequestFailed
 from quicferry.protocol import MigrationProtocol
 from quicferry.relocation import make_identities
@@ -230,3 +232,22 @@ async def test_a_server_goes_there_and_back_again(cast: Stage) -> None:
         else:
             await (home if agent is not home else cast.agent).hears("Released")
         agent.said.clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--technique", "cold"], "--technique cold needs --container"),
+        (["--technique", "cold", "--container", "x", "--drain", "3"], "--drain is of no use"),
+        (["--technique", "cold", "--container", "x", "--force"], "--force is of no use"),
+        (["--container", "x"], "--container is of no use with --technique handover"),
+        (["--compress", "none"], "--compress is of no use with --technique handover"),
+    ],
+)
+def test_options_that_mean_nothing_for_a_technique(
+    options: list[str], words: str, tmp_path: Path
+) -> None:
+    command = ["migrate", "--to", "127.0.0.2:4434", "--identity", str(tmp_path), *options]
+    result = CliRunner().invoke(main, command, prog_name="quicferry")
+    assert result.exit_code == 2
+    assert words in result.output

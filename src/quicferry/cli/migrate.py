@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
 from quicferry.cli.help import Command
@@ -202,9 +203,10 @@ def migrate(
     were; Ctrl-C is one. After it the server ends here.
     """
     teller = _Teller(as_json)
+    _refuse_useless_options(technique)
     if technique != HANDOVER:
-        if container is None or socket is not None:
-            raise click.UsageError(f"--technique {technique} needs --container, and no --from")
+        if container is None:
+            raise click.UsageError(f"--technique {technique} needs --container")
         choices = Choices(
             Technique(technique), engine, container, Compression(compress), lease, identity, step
         )
@@ -214,8 +216,6 @@ def migrate(
         report = asyncio.run(moving)
         teller.report(report)
         sys.exit(_EXIT_STATUS[Outcome(report["outcome"])])
-    if container is not None:
-        raise click.UsageError("--container is for --technique cold, pre-copy, post-copy, hybrid")
     running = Running.RESET if force else Running.ABANDON
     fields.update(
         agent=agent,
@@ -227,6 +227,24 @@ def migrate(
     )
     report = asyncio.run(_migrate(socket or find_socket(), fields, teller))
     sys.exit(_EXIT_STATUS[Outcome(report["outcome"])])
+
+
+_ONLY_CONNECTIONS = {"socket": "--from", "drain": "--drain", "force": "--force"}
+_ONLY_CONTAINERS = {
+    "container": "--container",
+    "engine": "--engine",
+    "compress": "--compress",
+    "lease": "--lease",
+}
+
+
+def _refuse_useless_options(technique: str) -> None:
+    """Refuse options that have been given and mean nothing for a technique."""
+    useless = _ONLY_CONTAINERS if technique == HANDOVER else _ONLY_CONNECTIONS
+    context = click.get_current_context()
+    for name, option in useless.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} is of no use with --technique {technique}")
 
 
 _EXIT_STATUS = {
