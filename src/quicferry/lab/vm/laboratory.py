@@ -9,6 +9,7 @@ from pathlib import Path
 
 import quicferry
 from quicferry.lab.containers.bundle import prepare_bundle
+from quicferry.lab.containers.deployment import deploy
 from quicferry.lab.containers.site import DESTINATION, SOURCE
 from quicferry.lab.hosts import rootfs
 from quicferry.lab.patience import VARIABLE
@@ -43,6 +44,7 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
     tree = package.parent.parent
     root = rootfs.find()
     bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION))
+    await deploy("podman", bundle)  # its store of images cannot be made there either
     folders = {"quicferry/src/quicferry": package, f"{_LAB}/{bundle.name}": bundle}
     compiled = rootfs.directory() / _BYTECODE
     compiled.mkdir(exist_ok=True)
