@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quicferry.lab.containers.site import SYSCTLS
 from quicferry.lab.hosts import Host, Lab
 
 pytestmark = pytest.mark.lab
@@ -21,7 +22,10 @@ DOCTOR = ("quicferry", "doctor", "--json", "--engine", "runc")
 @pytest.fixture
 async def host() -> AsyncIterator[Host]:
     async with Lab() as lab:
-        yield await lab.add_host("patient")
+        patient = await lab.add_host("patient")
+        for setting in SYSCTLS:
+            await patient.run(["sysctl", "--write", "--quiet", setting])
+        yield patient
 
 
 async def examined(host: Host, technique: str, *before: str) -> tuple[int, dict[str, Any]]:

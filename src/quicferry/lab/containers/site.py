@@ -31,7 +31,7 @@ PORT = 4433
 AGENT_PORT = 4434
 SOURCE, DESTINATION, CLIENT = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 
-_SYSCTLS = ("fs.pipe-user-pages-soft=0", "fs.pipe-max-size=33554432")
+SYSCTLS = ("fs.pipe-user-pages-soft=0", "fs.pipe-max-size=33554432")
 """What CRIU's page server needs where root lacks CAP_SYS_RESOURCE; they are the machine's."""
 _IDENTITY = "/run/identity"
 _CA = "/run/ca.pem"
@@ -100,7 +100,7 @@ class Site:
         )
         self.client = await lab.add_host("client")
         if settings.technique.copies_after:
-            for setting in _SYSCTLS:
+            for setting in SYSCTLS:
                 await self.source.run(["sysctl", "--write", "--quiet", setting])
         addresses = [str(host.address) for host in (self.source, self.destination, self.client)]
         assert addresses == [SOURCE, DESTINATION, CLIENT], "hosts are numbered from the first on"
