@@ -42,6 +42,21 @@ from quicferry.server import ManagementServer, Server, default_management_path
 
 DEFAULT_LISTEN = "127.0.0.1:4434"
 
+listen_option = click.option(
+    "--listen",
+    type=address,
+    metavar="HOST:PORT",
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    help="Where sources find the agent (TCP); port 0 stands for any free one.",
+)
+identity_option = click.option(
+    "--identity",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Directory with certificate.pem, key.pem, and peers.pem or ca.pem: see `agent init`.",
+)
+
 
 @click.group(
     cls=Group,
@@ -94,20 +109,8 @@ def init(hosts: tuple[str, ...], *, out: Path, as_json: bool, qlog: Path | None)
     '{"event": "serving", "address", "management_socket"} and its migration events.',
 )
 @click.argument("app")
-@click.option(
-    "--listen",
-    type=address,
-    metavar="HOST:PORT",
-    default=DEFAULT_LISTEN,
-    show_default=True,
-    help="Where sources find the agent (TCP); port 0 stands for any free one.",
-)
-@click.option(
-    "--identity",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Directory with certificate.pem, key.pem, and peers.pem or ca.pem: see `agent init`.",
-)
+@listen_option
+@identity_option
 @click.option(
     "--capacity",
     type=click.IntRange(min=0),

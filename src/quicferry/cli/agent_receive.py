@@ -9,9 +9,14 @@ from pathlib import Path
 import click
 
 from quicferry import __version__
-from quicferry.cli.agent import DEFAULT_LISTEN, describe_agent_event, encode_agent_event
+from quicferry.cli.agent import (
+    describe_agent_event,
+    encode_agent_event,
+    identity_option,
+    listen_option,
+)
 from quicferry.cli.help import Command
-from quicferry.cli.options import address, common_options, engine_option, json_option
+from quicferry.cli.options import common_options, engine_option, json_option
 from quicferry.cli.serving import Say, say_json, say_text, stop_signals
 from quicferry.protocol import Address
 from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
@@ -49,20 +54,8 @@ from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
     metavar="MB",
     help="Megabytes of memory that images of containers may take.  [default: half of the memory]",
 )
-@click.option(
-    "--listen",
-    type=address,
-    metavar="HOST:PORT",
-    default=DEFAULT_LISTEN,
-    show_default=True,
-    help="Where sources find the agent (TCP); port 0 stands for any free one.",
-)
-@click.option(
-    "--identity",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Directory with certificate.pem, key.pem, and peers.pem or ca.pem: see `agent init`.",
-)
+@listen_option
+@identity_option
 @json_option
 @common_options
 def receive(

@@ -125,7 +125,7 @@ async def wipe(path: Path) -> None:
     with contextlib.suppress(EngineError):  # it was not mounted
         await run("umount", "--lazy", str(path), limit=_MOUNT_LIMIT)
     with contextlib.suppress(OSError):
-        path.rmdir()  # noqa: ASYNC240 (of an empty directory in memory)
+        path.rmdir()  # noqa: ASYNC240 (an empty directory in memory: no wait)
 
 
 SendPiece = Callable[[str, bytes], Awaitable[None]]

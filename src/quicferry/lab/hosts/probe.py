@@ -83,7 +83,7 @@ def ask(address: str, count: int, interval: float) -> dict[str, list[float]]:
     begin = time.monotonic()
     for number in range(count):
         while (left := begin + number * interval - time.monotonic()) > 0:
-            time.sleep(left)
+            time.sleep(left)  # the rate of sending is what is wanted, not a wait for somebody
         endpoint.send(struct.pack("!d", time.time()))
     for data, _, arrived in _receive(endpoint, QUIET):
         sent, there, back = struct.unpack("!ddd", data)
@@ -102,7 +102,7 @@ def flood(address: str, mbit: float, seconds: float) -> dict[str, int]:
     begin = time.monotonic()
     for number in range(count):
         while (left := begin + number * seconds / count - time.monotonic()) > 0:
-            time.sleep(left)
+            time.sleep(left)  # the rate of sending is what is wanted, not a wait for somebody
         numbers = range(number * _BURST, (number + 1) * _BURST)
         endpoint.sendmsg([_NUMBER.pack(each) + rest for each in numbers], [segment])
     return {"sent": count * _BURST}
