@@ -183,7 +183,8 @@ def _check_usage(app: str, options: tuple[str, ...], files: dict[str, Path | Non
         raise click.UsageError(f"APP must be module:attribute, for example app:app, not {app!r}")
     if (files["certificate"] is None) != (files["key"] is None):
         raise click.UsageError("--cert and --key belong together: give both or none")
-    context = click.Context(serve, info_name="quicferry serve")
+    root = click.get_current_context().find_root()
+    context = click.Context(serve, root, info_name="serve")
     given, _, order = serve.make_parser(context).parse_args(list(options))
     for parameter in order:
         value = given[parameter.name or ""]

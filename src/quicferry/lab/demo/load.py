@@ -147,7 +147,8 @@ class ClientLoad:
         Args:
             connected: Called when the handshake is complete.
             begin: Starts the load.
-            stop: Ends it; the request that is under way is finished first.
+            stop: Ends it; the requests that are under way are finished first, and so is one of the
+                server's last address if the settings name it.
 
         Raises:
             QuicferryError: The client could not connect.
@@ -286,9 +287,15 @@ class ClientLoad:
 
     # The load
 
+    def _goes_on(self, stop: asyncio.Event) -> bool:
+        if self._status != "running" or not stop.is_set():
+            return self._status == "running"
+        last, arrivals = self._settings.last_server, self.tally.arrivals
+        return last is not None and not (arrivals and arrivals[-1].server == last)
+
     async def _requests(self, http: HttpClient, stop: asyncio.Event) -> None:
         kinds = {"echo": self._echo, "download": self._sized_download, "upload": self._upload}
-        while not stop.is_set() and self._status == "running":
+        while self._goes_on(stop):
             kind = self._rng.choices(tuple(kinds), weights=(8, 1, 1))[0]
             started = time.monotonic()
             try:
@@ -325,7 +332,7 @@ class ClientLoad:
 
     async def _downloads(self, http: HttpClient, stop: asyncio.Event) -> None:
         """Keep a large download under way."""
-        while not stop.is_set() and self._status == "running":
+        while self._goes_on(stop):
             seed = self._rng.getrandbits(31)
             path = f"/bytes/{LARGE_DOWNLOAD}?seed={seed}"
             try:

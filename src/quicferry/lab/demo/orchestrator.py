@@ -140,6 +140,7 @@ class _Demo:
             },
             scheduler=settings.scheduler.value,
             qlog=None if settings.qlog is None else str(settings.qlog),
+            last_server=self._stage.ends(settings.relocations - 1)[1],
         )
         worker.say(**own.encode())
         return worker

@@ -136,6 +136,8 @@ class WorkerSettings:
         paths: the emulated path to each server address.
         scheduler: of clients with Pool of Addresses.
         qlog: directory for traces.
+        last_server: the address where the server is in the end: the load goes on until a client has
+            had a response from there; None if it need not.
     """
 
     server: str
@@ -144,6 +146,7 @@ class WorkerSettings:
     paths: dict[str, PathSpec]
     scheduler: str
     qlog: str | None = None
+    last_server: str | None = None
 
     def encode(self) -> dict[str, Any]:
         """Return these settings as what JSON can carry."""
@@ -159,6 +162,7 @@ class WorkerSettings:
             paths={address: PathSpec(**spec) for address, spec in data["paths"].items()},
             scheduler=data["scheduler"],
             qlog=data["qlog"],
+            last_server=data["last_server"],
         )
 
 
