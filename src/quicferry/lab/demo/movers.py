@@ -213,14 +213,15 @@ class Handover(Mover):
             f"all migrations completed {phases['follow'] * 1000:.1f} ms after that"
         )
         imminent_at = report["started_at"] + phases["offer"]
-        switched_at = report["owned_at"]
+        # The source hears of it later than the first clients may.
+        switched_at = report["owned_at"] - phases["commit"]
         return Relocation(
             source,
             destination,
             imminent_at=imminent_at,
             ready_at=imminent_at + phases["imminent"],
             switched_at=switched_at,
-            completed_at=switched_at + phases["follow"],
+            completed_at=report["owned_at"] + phases["follow"],
             phases=phases,
             memory=tuple(resident_memory(agent.listening["pid"]) for agent in self._agents),
         )
