@@ -89,8 +89,19 @@ def test_client_sends_what_it_supports(offer: int) -> None:
     connection = Connection(configuration=client_configuration(options))
     connection.connect(HOME, now=0)
     stock = QuicConnection._serialize_transport_parameters(connection)
-    expected = stock + IDENTIFIER + b"\x01" + bytes([offer])
+    promise = b"\x0b\x01\x05"  # max_ack_delay, 5 ms instead of 25
+    assert stock.count(b"\x0b\x01\x19") == 1
+    expected = stock.replace(b"\x0b\x01\x19", promise) + IDENTIFIER + b"\x01" + bytes([offer])
     assert connection._serialize_transport_parameters() == expected
+
+
+def test_both_promise_to_acknowledge_sooner_only_if_migration_is_negotiated() -> None:
+    for options, promised in ((ALL_PROTOCOLS, 0.005), (None, 0.025)):
+        client = None if options is None else ClientMigration(protocols=options)
+        with pair(client=client, server=ServerMigration()) as it:
+            # What each will allow the other for an acknowledgement (RFC 9002 6.2.1).
+            for connection in (it.server.connection, it.client.connection):
+                assert connection._loss.max_ack_delay == promised
 
 
 def test_client_sends_nothing_where_migration_is_off() -> None:

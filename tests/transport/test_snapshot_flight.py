@@ -73,7 +73,7 @@ class ByHand:
             if isinstance(event, events.StreamDataReceived):
                 self.received += len(event.data)
                 self.has_ended |= event.end_stream
-        return [data for data, _ in self.client.datagrams_to_send(self.now + 0.025)]
+        return [data for data, _ in self.client.datagrams_to_send(self.now + 0.002)]
 
     def answer(self, datagrams: list[bytes]) -> None:
         """Hand what the client has answered to the server."""
