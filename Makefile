@@ -25,7 +25,7 @@ $(READY): pyproject.toml
 		echo 'this Python cannot make virtual environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(VENV_PYTHON) -m pip install --quiet --editable . --group dev
+	$(VENV_PYTHON) -m pip install --quiet --editable '.[lab]' --group dev
 	@touch $@
 
 demo: $(READY) ## move a live server while its clients work (DEMO_ARGS="--protocol mixed ...")

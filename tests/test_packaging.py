@@ -10,6 +10,7 @@ import tomllib
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -37,7 +38,12 @@ def test_the_command_exists() -> None:
 
 def test_every_imported_library_is_a_declared_dependency() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {Requirement(text).name.lower() for text in project["dependencies"]}
+    extras = project["optional-dependencies"].values()
+    declared = {
+        Requirement(text).name.lower()
+        for part in (project["dependencies"], *extras)
+        for text in part
+    }
     imported: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,6 +58,7 @@ def test_every_imported_library_is_a_declared_dependency() -> None:
     } == set()
 
 
-def test_matplotlib_is_loaded_only_for_a_picture() -> None:
-    program = "import sys, quicferry, quicferry.cli; sys.exit('matplotlib' in sys.modules)"
+@pytest.mark.parametrize("library", ["matplotlib", "polars", "distributed"])
+def test_what_is_heavy_is_loaded_only_where_it_is_needed(library: str) -> None:
+    program = f"import sys, quicferry, quicferry.cli; sys.exit({library!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
