@@ -6,9 +6,13 @@ import hashlib
 
 import pytest
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoContext
+from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.tls import CipherSuite
 
 from quicferry.lab.simulation import (
     Exchange,
+    Guard,
     InvariantError,
     Nat,
     NatKind,
@@ -17,6 +21,7 @@ from quicferry.lab.simulation import (
     Path,
     Requests,
     Responder,
+    Sharing,
     SimulatedAddress,
     Simulation,
     SimulationError,
@@ -46,6 +51,20 @@ def test_datagrams_arrive_after_delay() -> None:
     network.run_for(1)
     assert arrivals == [(0.25, b"x", A)]
     assert network.now == START + 1
+
+
+def test_clients_of_one_host_can_share_its_paths() -> None:
+    second = (A[0], A[1] + 1)
+    arrivals = {}
+    for sharing in Sharing:
+        network = Network(sharing=sharing)
+        network.set_path(Path(delay=0, rate=1000), destination=B)
+        arrivals[sharing] = listen(network, B)
+        for source in (A, second):
+            network.send(bytes(97), source, B)  # 125 bytes with the headers
+        network.run_for(10)
+    assert [at for at, *_ in arrivals[Sharing.PER_ADDRESS]] == [1, 1]
+    assert [at for at, *_ in arrivals[Sharing.PER_HOST]] == [1, 2]
 
 
 def test_most_specific_path_wins() -> None:
@@ -245,3 +264,20 @@ def test_stock_connections_on_a_troubled_network() -> None:
 @pytest.mark.parametrize("nat", NatKind)
 def test_stock_connections_behind_nat(nat: NatKind) -> None:
     transfer(3, nat)
+
+
+def test_a_guard_notices_a_packet_number_that_was_used() -> None:
+    guard = Guard()
+    crypto = CryptoContext()
+    crypto.setup(
+        cipher_suite=CipherSuite.AES_128_GCM_SHA256,
+        secret=bytes(32),
+        version=QuicProtocolVersion.VERSION_1,
+    )
+    with guard.watching():
+        for number in (1, 3):
+            crypto.encrypt_packet(bytes(20), bytes(20), number)
+        for number in (3, 2):
+            with pytest.raises(InvariantError, match=f"packet number {number} "):
+                crypto.encrypt_packet(bytes(20), bytes(20), number)
+    assert not guard.packets

@@ -12,11 +12,11 @@ from .configurations import client_configuration, server_configuration, stock_co
 from .endpoint import Application, Client, Endpoint, ServerEndpoint, ServerHost
 from .errors import InvariantError, SimulationError
 from .nat import Nat, NatKind
-from .network import Counters, Datagram, Network, Path, SimulatedAddress
-from .observer import Observer, SentPacket
+from .network import Counters, Datagram, Network, Path, Sharing, SimulatedAddress
+from .observer import Guard, Observer, SentPacket
 from .randomness import seeded
 from .simulation import Simulation
-from .traffic import Answer, Exchange, Requests, Responder
+from .traffic import Answer, Exchange, Incoming, Requests, Responder, body
 
 __all__ = [
     "SERVER_NAME",
@@ -27,6 +27,8 @@ __all__ = [
     "Datagram",
     "Endpoint",
     "Exchange",
+    "Guard",
+    "Incoming",
     "InvariantError",
     "Nat",
     "NatKind",
@@ -38,9 +40,11 @@ __all__ = [
     "SentPacket",
     "ServerEndpoint",
     "ServerHost",
+    "Sharing",
     "SimulatedAddress",
     "Simulation",
     "SimulationError",
+    "body",
     "certificate",
     "client_configuration",
     "seeded",

@@ -51,6 +51,8 @@ class Endpoint(ABC):
         handshake_complete: Whether the handshake is complete.
         terminated: How the connection ended; None while it lives.
         heard: When it last received a datagram from each address.
+        heard_last: The address that the latest datagram came from.
+        on_migration_event: Called with each event of a migration when it happens.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Endpoint(ABC):
         self.handshake_complete = False
         self.terminated: events.ConnectionTerminated | None = None
         self.heard: dict[SimulatedAddress, float] = {}
+        self.heard_last: SimulatedAddress | None = None
+        self.on_migration_event: Callable[[MigrationEvent], None] = lambda event: None
         self._observer = observer
         self._timer_at: float | None = None
         self._wake_at: float | None = None
@@ -96,6 +100,7 @@ class Endpoint(ABC):
     def receive(self, data: bytes, source: SimulatedAddress) -> None:
         """A datagram has arrived."""
         self.heard[source] = self.network.now
+        self.heard_last = source
         self._observer.datagram_received(self.name, source)
         self.connection.receive_datagram(data, source, self.network.now)
         self.flush()
@@ -125,6 +130,7 @@ class Endpoint(ABC):
         if isinstance(self.connection, Connection):
             while (migration_event := self.connection.next_migration_event()) is not None:
                 self.migration_events.append((self.network.now, migration_event))
+                self.on_migration_event(migration_event)
 
     def _handle_event(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.HandshakeCompleted):

@@ -10,10 +10,11 @@ does it vanishes, which is all that is needed to model a server on the move.
 
 from __future__ import annotations
 
+import enum
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import SimulationError
 
@@ -64,6 +65,15 @@ class Datagram:
     data: bytes
 
 
+class Sharing(enum.Enum):
+    """Which datagrams wait for each other."""
+
+    PER_ADDRESS = "per address"
+    """Each pair of addresses has a link of its own."""
+    PER_HOST = "per host"
+    """All ports of a host share its links, as they share its interface."""
+
+
 @dataclass
 class _Link:
     path: Path
@@ -83,19 +93,14 @@ class Counters:
     unreachable: int = 0
 
 
-@dataclass(order=True)
-class _Event:
-    when: float
-    sequence: int
-    callback: Callable[[], None] = field(compare=False)
-
-
 class Network:
     """The clock, the links, and who listens where.
 
     Args:
         seed: Of everything random on the network.
         default_path: For pairs of addresses without a path of their own.
+        sharing: Whether clients of one host share their paths. If so, paths are set for hosts:
+            ports of the addresses do not matter.
 
     Attributes:
         now: The current virtual time, seconds.
@@ -105,7 +110,13 @@ class Network:
         watchers: Called after every event.
     """
 
-    def __init__(self, seed: int = 0, *, default_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        default_path: Path | None = None,
+        sharing: Sharing = Sharing.PER_ADDRESS,
+    ) -> None:
         self.now = START
         self.counters = Counters()
         self.taps: list[Callable[[Datagram], None]] = []
@@ -113,10 +124,11 @@ class Network:
         self.watchers: list[Callable[[], None]] = []
         self.random = random.Random(f"network {seed}")
         self._default_path = default_path or Path()
+        self._sharing = sharing
         self._paths: dict[tuple[SimulatedAddress | None, SimulatedAddress | None], Path] = {}
-        self._links: dict[tuple[SimulatedAddress, SimulatedAddress], _Link] = {}
+        self._links: dict[tuple[SimulatedAddress | None, SimulatedAddress | None], _Link] = {}
         self._receivers: dict[SimulatedAddress, Receiver] = {}
-        self._events: list[_Event] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
 
     # Time.
@@ -124,7 +136,7 @@ class Network:
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         """Call `callback` at the virtual time `when`, or as soon as possible."""
         self._sequence += 1
-        heapq.heappush(self._events, _Event(max(when, self.now), self._sequence, callback))
+        heapq.heappush(self._events, (max(when, self.now), self._sequence, callback))
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call `callback` in `delay` seconds."""
@@ -153,13 +165,13 @@ class Network:
             return True
         events = self._events
         at_one_instant = 0
-        while events and events[0].when <= end:
-            event = heapq.heappop(events)
-            at_one_instant = at_one_instant + 1 if event.when == self.now else 0
+        while events and events[0][0] <= end:
+            when, _, callback = heapq.heappop(events)
+            at_one_instant = at_one_instant + 1 if when == self.now else 0
             if at_one_instant > EVENTS_AT_ONE_INSTANT:
                 raise SimulationError(f"time stands still at {self.now - START:.6f} s")
-            self.now = event.when
-            event.callback()
+            self.now = when
+            callback()
             for watcher in self.watchers:
                 watcher()
             if condition is not None and condition():
@@ -183,16 +195,23 @@ class Network:
         if source is None and destination is None:
             self._default_path = path
         else:
-            self._paths[source, destination] = path
+            self._paths[self._end(source), self._end(destination)] = path
         for (link_source, link_destination), link in self._links.items():
             link.path = self.path(link_source, link_destination)
 
-    def path(self, source: SimulatedAddress, destination: SimulatedAddress) -> Path:
+    def path(self, source: SimulatedAddress | None, destination: SimulatedAddress | None) -> Path:
         """The path that datagrams from `source` to `destination` take."""
-        for key in ((source, destination), (source, None), (None, destination)):
+        ends = self._end(source), self._end(destination)
+        for key in (ends, (ends[0], None), (None, ends[1])):
             if key in self._paths:
                 return self._paths[key]
         return self._default_path
+
+    def _end(self, address: SimulatedAddress | None) -> SimulatedAddress | None:
+        """Return what stands for an address where links are told apart."""
+        if address is None or self._sharing is Sharing.PER_ADDRESS:
+            return address
+        return (address[0], 0)
 
     # Who listens where.
 
@@ -223,10 +242,10 @@ class Network:
                 self.counters.filtered += 1
                 return
 
-        link = self._links.get((source, destination))
+        ends = self._end(source), self._end(destination)
+        link = self._links.get(ends)
         if link is None:
-            link = _Link(self.path(source, destination))
-            self._links[source, destination] = link
+            link = self._links[ends] = _Link(self.path(source, destination))
         path = link.path
 
         departure = self.now

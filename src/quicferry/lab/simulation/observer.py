@@ -132,3 +132,30 @@ class Observer:
             raise InvariantError(f"{self.sender} used packet number {number} twice with one key")
         numbers.add(number)
         self.packets.append(SentPacket(self.sender, crypto.secret, number, header, payload))
+
+
+class Guard(Observer):
+    """Checks the same rules for runs that are long: it keeps no packets.
+
+    It expects packet numbers to rise with each key, which is more than the rule demands, and all
+    that this project's connections do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._largest: dict[bytes, int] = {}
+
+    def forget(self) -> None:
+        """Forget the packets so far."""
+        super().forget()
+        self._largest.clear()
+
+    def _packet_encrypted(
+        self, crypto: CryptoContext, header: bytes, payload: bytes, number: int
+    ) -> None:
+        assert crypto.secret is not None
+        if number <= self._largest.get(crypto.secret, -1):
+            raise InvariantError(
+                f"{self.sender} used packet number {number} with a key, and one as large before"
+            )
+        self._largest[crypto.secret] = number

@@ -14,7 +14,7 @@ from quicferry.transport import Connection
 
 from .endpoint import Application, Client, Endpoint, ServerHost
 from .nat import Nat, NatKind
-from .network import Network, Path, SimulatedAddress
+from .network import Network, Path, Sharing, SimulatedAddress
 from .observer import Observer
 from .randomness import seeded
 
@@ -25,15 +25,24 @@ class Simulation:
     Args:
         seed: Of everything random in it: the same seed gives the same bytes at the same times.
         path: Between all addresses that have no path of their own.
+        sharing: Whether clients of one host share their paths.
+        observer: What watches; None for one that keeps every packet.
 
     Attributes:
         network: The network.
         observer: What was sent.
     """
 
-    def __init__(self, seed: int = 0, *, path: Path | None = None) -> None:
-        self.network = Network(seed, default_path=path)
-        self.observer = Observer()
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        path: Path | None = None,
+        sharing: Sharing = Sharing.PER_ADDRESS,
+        observer: Observer | None = None,
+    ) -> None:
+        self.network = Network(seed, default_path=path, sharing=sharing)
+        self.observer = observer or Observer()
         self._seed = seed
         self._context = ExitStack()
         self._clients = 0

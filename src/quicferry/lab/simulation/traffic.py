@@ -50,8 +50,14 @@ class Exchange:
     answer: Answer = Answer.AFTER_UPLOAD
 
 
-class _Incoming:
-    """Checks one direction of a stream as it arrives."""
+class Incoming:
+    """Checks one direction of a stream as it arrives.
+
+    Args:
+        what: What arrives, for the error.
+        offset: Where its body begins in the pattern: see `body`.
+        size: Bytes of the body.
+    """
 
     def __init__(self, what: str, offset: int, size: int) -> None:
         self._what = what
@@ -60,6 +66,11 @@ class _Incoming:
         self._received = 0
 
     def feed(self, data: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            InvariantError: They are wrong, or more than there should be.
+        """
         if data != body(self._offset, len(data), self._received):
             raise InvariantError(f"{self._what}: wrong data at byte {self._received}")
         self._received += len(data)
@@ -67,6 +78,11 @@ class _Incoming:
             raise InvariantError(f"{self._what}: {self._received} bytes instead of {self._size}")
 
     def finish(self) -> None:
+        """Take note that the body has ended.
+
+        Raises:
+            InvariantError: There are fewer bytes than there should be.
+        """
         if self._received != self._size:
             raise InvariantError(f"{self._what}: {self._received} bytes instead of {self._size}")
 
@@ -103,7 +119,7 @@ class Requests:
         self.completion_times: list[float] = []
         self._client = client
         self._outstanding = 0
-        self._responses: dict[int, tuple[_Incoming, Sequence[Exchange]]] = {}
+        self._responses: dict[int, tuple[Incoming, Sequence[Exchange]]] = {}
         client.application = self
 
     @property
@@ -140,7 +156,7 @@ class Requests:
         connection = self._client.connection
         stream_id = connection.get_next_available_stream_id()
         what = f"{self._client.name}, stream {stream_id}, download"
-        incoming = _Incoming(what, _download_offset(stream_id), exchange.download)
+        incoming = Incoming(what, _download_offset(stream_id), exchange.download)
         self._responses[stream_id] = (incoming, rest)
         request = _REQUEST.pack(
             exchange.answer.value, exchange.upload, exchange.download, exchange.think
@@ -153,7 +169,7 @@ class _Request:
     def __init__(self, stream_id: int) -> None:
         self.stream_id = stream_id
         self.header = b""
-        self.incoming: _Incoming | None = None
+        self.incoming: Incoming | None = None
         self.answer = Answer.AFTER_UPLOAD
         self.download = 0
         self.think = 0.0
@@ -197,7 +213,7 @@ class Responder:
         )
         request.answer = Answer(answer)
         what = f"{self._endpoint.name}, stream {request.stream_id}, upload"
-        request.incoming = _Incoming(what, _upload_offset(request.stream_id), upload)
+        request.incoming = Incoming(what, _upload_offset(request.stream_id), upload)
         if request.answer is Answer.AT_ONCE:
             self._answer(request)
 
