@@ -109,6 +109,15 @@ async def test_a_handover_step_by_step_says_where_it_is(tmp_path: Path) -> None:
         assert (await moving)["outcome"] == "committed"
 
 
+async def test_a_handover_that_was_held_can_go_on_at_once(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as there:
+        events = await there.management.events()
+        moving = asyncio.create_task(there.hand_over(pace="step-by-step"))
+        await there.waits(events, "drain")
+        assert await there.command("proceed", pace="at-once") == {"phase": "drain"}
+        assert (await moving)["outcome"] == "committed"
+
+
 async def test_what_does_not_wait_cannot_proceed(tmp_path: Path) -> None:
     async with orchestrator(tmp_path) as there:
         with pytest.raises(ManagementError, match="no handover waits") as caught:

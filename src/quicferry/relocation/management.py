@@ -76,7 +76,9 @@ class HandoverCommands:
                 self._hand_over,
                 self._forsaken,
             ),
-            "proceed": Command({}, self._go_on),
+            "proceed": Command(
+                {"pace": Field(fields.choice(Pace), Pace.STEP_BY_STEP)}, self._go_on
+            ),
             "abort": Command({}, self._abort),
             "status": Command({}, self._status),
         }
@@ -129,6 +131,7 @@ class HandoverCommands:
         step = self._waits_for
         if step is None:
             raise ManagementError(NOT_WAITING, "no handover waits for that; see status")
+        self._pace = given["pace"]
         self._proceed.set()
         return {"phase": step.value}
 

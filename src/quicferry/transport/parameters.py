@@ -16,7 +16,6 @@ MAX_ACK_DELAY_MS = 5
 probe timeout, by which a client finds out that its server is gone, is 20 ms longer than need be."""
 
 
-
 def with_suite(parameters: bytes, suite: bytes) -> bytes:
     """Return encoded transport parameters with the suite, and with a shorter `max_ack_delay`."""
     changed = {MAX_ACK_DELAY_ID: encode_varint(MAX_ACK_DELAY_MS)}

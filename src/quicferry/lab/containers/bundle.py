@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
+import time
 from pathlib import Path
 
 import quicferry
@@ -20,9 +22,11 @@ CERTIFICATE = "certificate.pem"
 
 _PORT = 4433
 _KEPT = 3
+_IN_USE = 3600.0
+"""Seconds since it was last used after which nobody is taken to be using it any more."""
 
 
-def prepare_bundle(hosts: tuple[str, ...]) -> Path:
+def prepare_bundle(hosts: tuple[str, ...], pool: tuple[str, ...]) -> Path:
     """Return a directory with the laboratory's application as a bundle, and its certificate.
 
     It takes some ten seconds if it has to be made. Some former ones are kept, and removed when
@@ -30,23 +34,25 @@ def prepare_bundle(hosts: tuple[str, ...]) -> Path:
 
     Args:
         hosts: The addresses of the hosts that the server will be at.
+        pool: Addresses, with ports, where clients are told that it may come up.
 
     Raises:
         LabError: If the laboratory has not been set up.
         ImageError: If the bundle cannot be made.
     """
     root = rootfs.find()
-    folder = rootfs.directory() / f"site-{_state_of_the_code()}-{root.name}"
+    folder = rootfs.directory() / f"site-{_state_of_the_code(pool)}-{root.name}"
     with (rootfs.directory() / "site.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / NAME).exists():
             _remove_former()
             folder.mkdir(exist_ok=True)
-            _make(folder, hosts, root)
+            _make(folder, hosts, pool, root)
+        os.utime(folder)
     return folder
 
 
-def _make(folder: Path, hosts: tuple[str, ...], root: Path) -> None:
+def _make(folder: Path, hosts: tuple[str, ...], pool: tuple[str, ...], root: Path) -> None:
     certificate, key = self_signed(hosts)
     (folder / CERTIFICATE).write_bytes(certificate)
     (folder / "key.pem").touch(mode=0o600)
@@ -56,21 +62,22 @@ def _make(folder: Path, hosts: tuple[str, ...], root: Path) -> None:
         certificate=folder / CERTIFICATE,
         key=folder / "key.pem",
         bind=Address.parse(f"0.0.0.0:{_PORT}"),
-        options=tuple(word for host in hosts for word in ("--pool", f"{host}:{_PORT}")),
+        options=tuple(word for address in pool for word in ("--pool", address)),
     )
     make_bundle(folder / NAME, application, name=NAME, base=root)
 
 
 def _remove_former() -> None:
-    """Keep the newest few: those of a run that is under way must not disappear."""
-    made = sorted(rootfs.directory().glob("site-*"), key=lambda each: each.stat().st_mtime)
-    for folder in made[:-_KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Keep those that were used of late: one of a run that is under way must not disappear."""
+    used = {folder: folder.stat().st_mtime for folder in rootfs.directory().glob("site-*")}
+    for folder in sorted(used, key=used.__getitem__)[:-_KEPT]:
+        if used[folder] < time.time() - _IN_USE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _state_of_the_code() -> str:
+def _state_of_the_code(pool: tuple[str, ...]) -> str:
     package = Path(quicferry.__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(pool).encode())
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

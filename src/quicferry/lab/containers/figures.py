@@ -16,9 +16,10 @@ from dataclasses import replace
 from statistics import median
 
 from quicferry.lab.bench.report import Figure
-from quicferry.lab.containers.settings import GIGABIT, Settings
+from quicferry.lab.containers.settings import Settings
 from quicferry.lab.containers.site import SiteError
 from quicferry.lab.containers.trial import Trial, run_trial
+from quicferry.lab.ground import GIGABIT
 from quicferry.lab.hosts import Lab
 from quicferry.protocol import MigrationProtocol, protocol_name
 from quicferry.relocation import Technique

@@ -6,15 +6,13 @@ import enum
 from dataclasses import dataclass
 
 from quicferry.lab.emulation import PathSpec
+from quicferry.lab.ground import GIGABIT
 from quicferry.protocol import MigrationProtocol, Policy, protocol_name
 from quicferry.relocation import Compression, Technique
 
 EDGE = PathSpec(rtt_ms=18, rate_mbit=12)
 """The path between client and server, before and after: as much as two cores serve and check with
 time to spare, so that their speed does not show."""
-
-GIGABIT = PathSpec(rate_mbit=1000, queue_ms=10)
-"""The link between the two hosts."""
 
 
 class Whereabouts(enum.Enum):

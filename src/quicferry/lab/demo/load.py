@@ -18,6 +18,7 @@ from quicferry.lab.demo import content
 from quicferry.lab.demo.content import Verifier, WrongBodyError
 from quicferry.lab.demo.results import Arrival, ClientProgress, ClientReport, Gap, Sample
 from quicferry.lab.demo.settings import ClientPlan, WorkerSettings
+from quicferry.lab.demo.watch import Watch
 from quicferry.lab.emulation import EmulatedNetwork, PathSpec
 from quicferry.lab.patience import patient
 from quicferry.lab.qlog import QlogDirectory
@@ -35,7 +36,6 @@ from quicferry.protocol import (
 from quicferry.transport import (
     Configuration,
     NetworkAddress,
-    address_from_network,
     network_address,
 )
 
@@ -101,24 +101,6 @@ class Tally:
             self.errors.append(error)
 
 
-class _Watch:
-    """A datagram link that remembers which server address was heard last."""
-
-    def __init__(self, inner: DatagramLink) -> None:
-        self._inner = inner
-        self._last: NetworkAddress | None = None
-        self.server = ""
-
-    def send(self, data: bytes, addr: NetworkAddress) -> None:
-        self._inner.send(data, addr)
-
-    def deliver(self, data: bytes, addr: NetworkAddress) -> None:
-        if addr != self._last:
-            self._last = addr
-            self.server = str(address_from_network(addr))
-        self._inner.deliver(data, addr)
-
-
 class ClientLoad:
     """One client and its load.
 
@@ -136,7 +118,7 @@ class ClientLoad:
         self._reconnects = 0
         self._at = settings.server
         self._http: HttpClient | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._rng = random.Random(plan.seed)
 
     async def run(
@@ -271,7 +253,7 @@ class ClientLoad:
         return configuration
 
     def _wrap(self, inner: DatagramLink) -> DatagramLink:
-        self._watch = _Watch(inner)
+        self._watch = Watch(inner)
         paths: dict[NetworkAddress, PathSpec] = {
             network_address(Address.parse(address)): spec.with_seed(spec.seed + self.plan.seed)
             for address, spec in self._settings.paths.items()

@@ -7,7 +7,6 @@ import contextlib
 import socket
 import tempfile
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from quicferry.lab.demo.movers import (
     limited,
     make_mover,
 )
-from quicferry.lab.demo.processes import Child, DemoError, child
+from quicferry.lab.demo.processes import Child, DemoError, child, while_watched
 from quicferry.lab.demo.results import ClientProgress, ClientReport, DemoResult
 from quicferry.lab.demo.settings import (
     ClientPlan,
@@ -92,7 +91,7 @@ class _Demo:
             worker = await self._start_worker(plans)
             self._workers.append(worker)
             watchers.append(self._watch_worker(worker, plans))
-        return await _while_watched(self._play(), watchers)
+        return await while_watched(self._play(), watchers)
 
     # What happens, in order
 
@@ -168,25 +167,6 @@ class _Demo:
             self._reports[report.id] = report
             if len(self._reports) == len(self._plans):
                 self._all_reported.set()
-
-
-async def _while_watched(
-    play: Coroutine[Any, Any, DemoResult], watchers: list[Coroutine[Any, Any, None]]
-) -> DemoResult:
-    """Return what `play` returns, unless a watcher fails first; then raise its error."""
-    main = asyncio.create_task(play)
-    tasks: set[asyncio.Task[Any]] = {main, *(asyncio.create_task(watch) for watch in watchers)}
-    pending = tasks
-    try:
-        while not main.done():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {main}:
-                task.result()
-        return main.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _free_port(hosts: tuple[str, ...]) -> int:

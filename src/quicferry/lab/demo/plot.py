@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
+from quicferry.lab import plotting
 from quicferry.lab.demo.results import ClientReport, DemoResult
 from quicferry.lab.demo.settings import PROTOCOL_NAMES, WITHOUT_EXTENSION, ClientPlan
 
@@ -17,11 +17,16 @@ SHOWN_GAP = 0.02
 AROUND_SWITCH = (-0.25, 0.5)
 """Seconds before and after a network switch that the lower picture shows."""
 
-# Okabe and Ito's palette, told apart with any colour vision; the markers differ as well.
 STYLES = dict(
     zip(
         (*PROTOCOL_NAMES, WITHOUT_EXTENSION),
-        (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#555555", "x")),
+        (
+            (plotting.BLUE, "o"),
+            (plotting.ORANGE, "s"),
+            (plotting.GREEN, "^"),
+            (plotting.PURPLE, "D"),
+            (plotting.GREY, "x"),
+        ),
         strict=True,
     )
 )
@@ -66,8 +71,7 @@ def _draw_service_time(axes: Axes, result: DemoResult) -> None:
             label="network switch" if number == 0 else None,
         )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    plotting.format_logarithmic(axes.yaxis)
     axes.set_xlabel("time in s")
     axes.set_ylabel("service time in ms")
     axes.set_title("Service time of 1 KB echo requests while the server moves", fontsize=11)

@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from quicferry.lab.demo.settings import LINE_LIMIT
 from quicferry.protocol import QuicferryError
+
+T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds that a child gets to end by itself, and then again to obey SIGTERM."""
@@ -62,7 +64,7 @@ class Child:
         else:
             how = f"ended with status {status}"
         words = self._last_words[-1] if self._last_words else "it said nothing on stderr"
-        return DemoError(f"the {self.name} {how} before the demo was over: {words}")
+        return DemoError(f"the {self.name} {how} before its time: {words}")
 
     async def end(self) -> None:
         """End the child: by the end of its input, then by SIGTERM, then by SIGKILL."""
@@ -121,3 +123,22 @@ async def child(name: str, module: str, arguments: Sequence[str] = ()) -> AsyncI
         yield started
     finally:
         await asyncio.shield(started.end())
+
+
+async def while_watched(
+    play: Coroutine[Any, Any, T], watchers: Iterable[Coroutine[Any, Any, None]]
+) -> T:
+    """Return what `play` returns, unless a watcher fails first; then raise its error."""
+    main = asyncio.create_task(play)
+    tasks: set[asyncio.Task[Any]] = {main, *(asyncio.create_task(watch) for watch in watchers)}
+    pending = tasks
+    try:
+        while not main.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {main}:
+                task.result()
+        return main.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

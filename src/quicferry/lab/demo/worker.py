@@ -19,25 +19,13 @@ import json
 import signal
 import sys
 from dataclasses import asdict
-from typing import Any
 
+from quicferry.lab.demo.lines import open_input, say
 from quicferry.lab.demo.load import ClientLoad
-from quicferry.lab.demo.settings import LINE_LIMIT, WorkerSettings
+from quicferry.lab.demo.settings import WorkerSettings
 from quicferry.protocol import QuicferryError
 
 PROGRESS_INTERVAL = 0.2
-
-
-def _say(event: str, **fields: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
-
-
-async def _open_input() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=LINE_LIMIT)
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    return reader
 
 
 async def _obey(
@@ -66,12 +54,12 @@ async def _obey(
 async def _report_progress(loads: list[ClientLoad]) -> None:
     while True:
         await asyncio.sleep(PROGRESS_INTERVAL)
-        _say("progress", clients=[asdict(load.progress()) for load in loads])
+        say("progress", clients=[asdict(load.progress()) for load in loads])
 
 
 async def _run_clients(loads: list[ClientLoad], begin: asyncio.Event, stop: asyncio.Event) -> None:
     async def run(load: ClientLoad) -> None:
-        await load.run(lambda: _say("connected", client=load.plan.id), begin, stop)
+        await load.run(lambda: say("connected", client=load.plan.id), begin, stop)
 
     await asyncio.gather(*(run(load) for load in loads))
 
@@ -83,7 +71,7 @@ async def work() -> None:
         QuicferryError: A client could not connect, or the orchestrator is gone.
     """
     gc.freeze()  # a pause of the collector would look like one of the server
-    lines = await _open_input()
+    lines = await open_input()
     settings = WorkerSettings.decode(json.loads(await lines.readline()))
     loads = [ClientLoad(plan, settings) for plan in settings.clients]
     begin, stop = asyncio.Event(), asyncio.Event()
@@ -102,7 +90,7 @@ async def work() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     for load in loads:
-        _say("report", client=load.report().encode())
+        say("report", client=load.report().encode())
 
 
 def main() -> int:

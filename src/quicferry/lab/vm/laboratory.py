@@ -10,7 +10,8 @@ from pathlib import Path
 import quicferry
 from quicferry.lab.containers.bundle import prepare_bundle
 from quicferry.lab.containers.deployment import deploy
-from quicferry.lab.containers.site import DESTINATION, SOURCE
+from quicferry.lab.containers.site import POOL
+from quicferry.lab.ground import DESTINATION, SOURCE
 from quicferry.lab.hosts import rootfs
 from quicferry.lab.patience import VARIABLE
 from quicferry.lab.vm.image import PLACE, TOOLS
@@ -43,7 +44,7 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
     package = Path(quicferry.__file__).parent
     tree = package.parent.parent
     root = rootfs.find()
-    bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION))
+    bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION), POOL)
     await deploy("podman", bundle)  # its store of images cannot be made there either
     folders = {"quicferry/src/quicferry": package, f"{_LAB}/{bundle.name}": bundle}
     compiled = rootfs.directory() / _BYTECODE
