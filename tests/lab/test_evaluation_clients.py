@@ -220,12 +220,14 @@ async def test_the_process_ends_with_its_input(tmp_path: Path) -> None:
         assert "its clients end as well" in process.last_words
 
 
-def test_clients_are_spread_over_few_processes() -> None:
-    assert share(1) == [(1,)]
-    assert share(50) == [tuple(range(1, 51))]
-    parts = share(1000)
-    assert sorted(number for part in parts for number in part) == list(range(1, 1001))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_clients_are_spread_over_processes() -> None:
+    assert share(1, processors=8) == [(1,)]
+    assert share(50, processors=2) == [tuple(range(1, 51, 2)), tuple(range(2, 51, 2))]
+    for clients, processors, processes in ((50, 1, 1), (50, 8, 5), (1000, 2, 4)):
+        parts = share(clients, processors)
+        assert len(parts) == processes
+        assert sorted(number for part in parts for number in part) == list(range(1, clients + 1))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_orders_survive_the_way() -> None:

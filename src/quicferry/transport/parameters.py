@@ -12,8 +12,8 @@ from quicferry.protocol.varint import encode_varint
 
 MAX_ACK_DELAY_ID = 0x0B
 MAX_ACK_DELAY_MS = 5
-"""What an endpoint that can migrate promises. aioquic waits for 1 ms, and promises 25: so its peer's
-probe timeout, by which a client finds out that its server is gone, is 20 ms longer than need be."""
+"""What an endpoint that can migrate promises. aioquic waits for 1 ms, and promises 25: the probe
+timeout of its peer, which finds out by it that a server is gone, is 20 ms longer than need be."""
 
 
 def with_suite(parameters: bytes, suite: bytes) -> bytes:

@@ -282,6 +282,7 @@ async def _obey(lines: asyncio.StreamReader, clients: Sequence[Client], told: Or
         command = json.loads(line)
         match command["do"]:
             case "go-on":
+                _settle_memory()
                 told.go_on(command["up_to"])
             case "probe":
                 for client in clients:
@@ -289,6 +290,12 @@ async def _obey(lines: asyncio.StreamReader, clients: Sequence[Client], told: Or
             case "stop":
                 told.stop(command["migrations"])
     raise QuicferryError("the run has ended, so its clients end as well")
+
+
+def _settle_memory() -> None:
+    """Leave the collector little to do: a pause of it would look like one of the server."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _run_all(clients: Sequence[Client]) -> None:
@@ -310,8 +317,6 @@ async def work() -> None:
     if Workload(orders.workload) is Workload.DISTRIBUTION:
         get_sizes()  # they are read once, and not while it counts
         post_sizes()
-    gc.collect()
-    gc.freeze()  # a pause of the collector would look like one of the server
     told = Orchestrated()
     clients = [Client(number, orders, told) for number in orders.clients]
     running = asyncio.create_task(_run_all(clients))

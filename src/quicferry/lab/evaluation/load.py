@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from quicferry.lab.patience import patient
 from quicferry.protocol import QuicferryError
 
 PROGRAM = ("python3", "-m", "quicferry.lab.evaluation.clients")
-CLIENTS_PER_PROCESS = 250
-"""How many clients a process carries before the next one is started."""
+FEWEST_CLIENTS = 10
+"""How many clients a process carries before one more processor is used."""
+MOST_CLIENTS = 250
+"""How many clients a process carries at most."""
 CONNECT_LIMIT = patient(0.2)
 """Seconds that each client may take to connect, beside the time that the processes take to start.
 """
@@ -70,7 +73,7 @@ class Load:
             ca_file: The certificate that the server must present, as the host sees it.
         """
         processes = []
-        for number, clients in enumerate(share(run.clients), 1):
+        for number, clients in enumerate(share(run.clients, os.cpu_count() or 1), 1):
             child = await ground.child(f"client process {number}", ground.client, list(PROGRAM))
             processes.append((child, Orders.of(run, clients, server=server, ca_file=ca_file)))
         return cls(run, processes)
@@ -220,7 +223,11 @@ class Load:
                 self.found.append(Found(**message))
 
 
-def share(clients: int) -> list[tuple[int, ...]]:
-    """Spread clients, numbered from 1, evenly over as few processes as are reasonable."""
-    processes = -(-clients // CLIENTS_PER_PROCESS)
+def share(clients: int, processors: int) -> list[tuple[int, ...]]:
+    """Spread clients, numbered from 1, evenly over processes.
+
+    Elsewhere each client is a machine: here they get all processors as soon as there are enough of
+    them to be in each other's way, and never more processes than it takes.
+    """
+    processes = max(min(processors, -(-clients // FEWEST_CLIENTS)), -(-clients // MOST_CLIENTS))
     return [tuple(range(first, clients + 1, processes)) for first in range(1, processes + 1)]
