@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -26,6 +27,7 @@ from quicferry.relocation import ENGINES, Runc
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol)
+LAB_LIBRARIES = ("dask", "distributed", "polars")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -114,6 +116,19 @@ engine_option = click.option(
 def qlog_logger(directory: Path | None) -> QlogDirectory | None:
     """Return what takes the traces of a configuration."""
     return None if directory is None else QlogDirectory(directory)
+
+
+@contextmanager
+def lab_extra() -> Iterator[None]:
+    """Say what to install where one of the evaluation's libraries is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name not in LAB_LIBRARIES:
+            raise
+        raise click.ClickException(
+            f"this needs {exc.name}, which is not installed: pip install 'quicferry[lab]'"
+        ) from exc
 
 
 def open_secrets_log() -> TextIO | None:
