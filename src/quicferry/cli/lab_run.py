@@ -172,10 +172,13 @@ def report(*, folder: Path, as_array: bool) -> None:
     with lab_extra():
         from quicferry.lab.evaluation import bounds, store
         from quicferry.lab.evaluation import report as made
+    found = store.find(folder)
+    if not found:
+        raise click.ClickException(f"{folder} has no results of `quicferry lab run` or `sweep`")
     for path in made.write(folder):
         if path.suffix == ".html":
             click.echo(str(path), err=True)
-    figures = bounds.figures([store.read(each) for each in store.find(folder)])
+    figures = bounds.figures([store.read(each) for each in found])
     if as_array:
         click.echo(as_json(figures))
     else:
