@@ -289,7 +289,7 @@ def test_refused_ipv6_addresses(host: str) -> None:
 CHALLENGE_SIZE = 36
 FULL_SIZE = 1200
 SMALL_PROBE_SIZE = 250
-FURTHER_PROBES = 4
+FURTHER_PROBES = 5
 """The first one, one that is asked for, and those at probe timeouts."""
 QUICK_PROBES = 750
 SLOW_PROBES = 2400
