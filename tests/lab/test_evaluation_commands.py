@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -154,3 +155,29 @@ def test_a_missing_library_is_named(command: list[str], monkeypatch: pytest.Monk
     result = CliRunner().invoke(main, ["lab", *command])
     assert result.exit_code == 1
     assert "pip install 'quicferry[lab]'" in result.stderr
+
+
+def test_what_was_not_begun_is_not_begun_after_the_end() -> None:
+    runs = load(0).runs(Choices(repetitions=20))
+    results = perform_all(runs, jobs=1)
+    first = next(results)
+    # Returns when nothing is under way any more; one that was begun has come to its end.
+    results.close()
+    assert first.run == runs[0]
+    assert not multiprocessing.active_children()
+
+
+def test_a_time_scale_that_leaves_no_time_to_follow() -> None:
+    result = CliRunner().invoke(main, ["lab", "run", "5", "--time-scale", "0.001"])
+    assert result.exit_code == 1
+    assert "use a larger --time-scale" in result.stderr
+
+
+def test_other_settings_are_noticed_before_anything_is_run(tmp_path: Path) -> None:
+    command = ["lab", "run", "6", "--quick", "--out", str(tmp_path)]
+    assert CliRunner().invoke(main, [*command, "--time-scale", "0.5"]).exit_code == 0
+    # Experiment 0 has nothing that could be scaled, and would be fit to run.
+    result = CliRunner().invoke(main, [*command[:2], "0", *command[2:], "--time-scale", "0.4"])
+    assert result.exit_code == 1
+    assert "time_scale = 0.5, not 0.4" in result.stderr
+    assert not (tmp_path / "experiment-0-sim").exists()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -25,8 +28,14 @@ from quicferry.lab.evaluation.perform import keep_missing, perform_all
 from quicferry.lab.evaluation.run import Backend, Run
 from quicferry.relocation import Technique
 
+if TYPE_CHECKING:
+    from quicferry.lab.evaluation.store import Settings
+
 RESULTS = Path("quicferry-results")
 """Where results go if nobody says where."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit status that tells of the signal, as in a shell."""
 
 _FILE_WIDTH = 140
 
@@ -52,6 +61,7 @@ def _only(
         "quicferry lab run 2 --backend containers --only technique=cold --only memory_mb=100",
         "quicferry lab run 5 6 --time-scale 0.1",
     ),
+    epilog="Exit status: 0 success, 1 if a run has failed, 2 wrong usage, 130 after Ctrl-C.",
 )
 @click.argument("numbers", metavar="EXPERIMENT...", nargs=-1, required=True, type=int)
 @click.option("--reps", type=click.IntRange(min=1), help="How often each combination is run.")
@@ -134,12 +144,19 @@ def run(
         raise click.ClickException(f"--backend {backend} makes hosts of namespaces: use sudo")
     if choices.backend is Backend.CONTAINERS:
         planned = [(experiment, _possible(runs)) for experiment, runs in planned]
+        if not all(runs for _, runs in planned):
+            raise click.ClickException("nothing is left to run on this kernel")
+    with lab_extra():
+        from quicferry.lab.evaluation.store import check_settings
+    for experiment, _ in planned:
+        check_settings(_folder(experiment, choices, out), _settings(experiment, choices))
     if jobs is None:
         jobs = (os.cpu_count() or 1) if choices.backend is Backend.SIM else 1
     rows: list[dict[str, Any]] = []
     failed = 0
     for experiment, runs in planned:
-        failed += _carry_out(experiment, runs, choices, out, jobs)
+        with ended_by_sigterm():
+            failed += _carry_out(experiment, runs, choices, out, jobs)
         found = _summary(_folder(experiment, choices, out))
         rows += found
         if not as_array:
@@ -188,6 +205,20 @@ def report(*, folder: Path, as_array: bool) -> None:
         sys.exit(1)
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which queues of clusters end what takes too long, leave nothing behind."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(TERMINATED)
+
+    usual = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
 def output_console() -> Console:
     """Return what prints tables to stdout: as wide as a terminal, or wide enough for a file."""
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -210,19 +241,25 @@ def _folder(experiment: Experiment, choices: Choices, out: Path) -> Path:
     return out / f"experiment-{experiment.number}-{choices.backend.value}"
 
 
+def _settings(experiment: Experiment, choices: Choices) -> Settings:
+    from quicferry.lab.evaluation.store import Settings
+
+    return Settings(
+        f"experiment {experiment.number}",
+        choices.backend,
+        choices.is_quick,
+        choices.seed,
+        choices.time_scale if experiment.is_scaled else 1.0,
+    )
+
+
 def _carry_out(
     experiment: Experiment, runs: Sequence[Run], choices: Choices, out: Path, jobs: int
 ) -> int:
     """Carry out what is not there yet; return how many runs have failed."""
     with lab_extra():
-        from quicferry.lab.evaluation.store import Settings, Store, read
-    settings = Settings(
-        f"experiment {experiment.number}",
-        choices.backend,
-        choices.is_quick,
-        choices.seed,
-        choices.time_scale,
-    )
+        from quicferry.lab.evaluation.store import Store, read
+    settings = _settings(experiment, choices)
     click.echo(f"experiment {experiment.number}: {experiment.title}", err=True)
     with Store(_folder(experiment, choices, out), settings, runs) as store:
         done = store.finished().intersection(run.key for run in runs)

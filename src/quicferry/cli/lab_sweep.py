@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from quicferry.cli.help import Command
-from quicferry.cli.lab_run import RESULTS, output_console, summary_table
+from quicferry.cli.lab_run import RESULTS, ended_by_sigterm, output_console, summary_table
 from quicferry.cli.options import PROTOCOL_NAMES, lab_extra
 from quicferry.cli.progress import RunsProgress
 from quicferry.lab.evaluation.perform import keep_missing
@@ -30,8 +27,6 @@ Value = TypeVar("Value")
 TECHNIQUES = ("handover", *(technique.value for technique in Technique))
 
 _RANGE = ".."
-_TERMINATED = 128 + signal.SIGTERM
-"""The exit status that tells of the signal, as in a shell."""
 
 
 def listed(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
@@ -117,8 +112,9 @@ def seeds(text: str) -> tuple[int, ...]:
     type=click.Choice([script.value for script in EXPERIMENTS]),
     default=Script.OVER_TIME.value,
     show_default=True,
-    help="over-time: as in experiment 4, many clients send requests of all sizes while the server "
-    "is relocated. first-request: as in experiment 1, the first request of one client after that.",
+    help="over-time: clients send requests of all sizes while the server is relocated, as in "
+    "experiment 4 (with --clients 30). first-request: the first request of one client after that, "
+    "as in experiment 1 (with --rtt 122:18 --rate 13:100).",
 )
 @click.option(
     "--protocol",
@@ -282,7 +278,7 @@ def sweep(
         for run in planned.runs:
             click.echo(str(run))
         return
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         _carry_out(planned, scheduler, workers or os.cpu_count() or 1, out)
     _tell(planned, out, as_array=as_array)
 
@@ -325,17 +321,3 @@ def _tell(planned: Sweep, out: Path, *, as_array: bool) -> None:
     if failed := int(tables.runs["failed"].sum()):
         click.echo(f"{failed} of {len(planned.runs)} runs have failed", err=True)
         sys.exit(1)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which queues of clusters end what takes too long, leave nothing behind."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(_TERMINATED)
-
-    usual = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)

@@ -163,7 +163,7 @@ def _losses(one: Measured) -> Iterator[Figure]:
         where = f"{rtt:g} ms, {loss:g} % loss"
         note = f"in {_number(len(part), 'combination')}"
         if not_done:
-            note += f"; {not_done} of all {len(runs)} were not carried out"
+            note += f"; {not_done} of all {len(runs)} failed before their first request"
         yield Figure(
             _name(one, f"{where}: lost clients"),
             int(part["lost_clients"].sum()),
@@ -189,6 +189,7 @@ def _failed_runs(one: Measured) -> Iterator[Figure]:
             _name(one, "failed runs, of all"),
             len(failed),
             "runs",
+            at_most=0,
             note=f"of {len(one.tables.runs)}; {often} times: {most}",
         )
 

@@ -32,6 +32,9 @@ NUMBERS = range(7)
 SCALED = ("interval", "duration")
 """The times that ``--time-scale`` makes shorter."""
 
+_FOLLOWING = 0.5
+"""Seconds that clients may take to follow a server that has followed its client."""
+
 _PARAMETERS = {field.name for field in fields(Run)}
 _FLOATS = {field.name for field in fields(Run) if "float" in str(field.type)}
 _NOT_LISTS = ("whose", "repetitions", "backends")
@@ -159,7 +162,7 @@ class Experiment:
             given["workload"] = Workload(given["workload"])
         if choices.backend is Backend.SIM and given.get("technique", WITHOUT) != WITHOUT:
             given["silence"] = assumed_silence(given["technique"], given.get("memory_mb", 0))
-        return Run(
+        run = Run(
             experiment=self.number,
             backend=choices.backend,
             script=self.script,
@@ -167,6 +170,18 @@ class Experiment:
             seed=choices.seed + repetition - 1,
             **{name: _as_declared(name, value) for name, value in given.items()},
         )
+        needed = run.quiet + (run.silence or 0.0) + _FOLLOWING
+        if run.technique != WITHOUT and 0 < run.interval <= needed:
+            raise ExperimentError(
+                f"the client would move again after {run.interval:g} s, and the server needs "
+                f"{needed:g} s to follow; use a larger --time-scale"
+            )
+        return run
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether there are long times in it that a time scale makes shorter."""
+        return any(name in self.description["fixed"] for name in SCALED)
 
 
 def load(number: int) -> Experiment:

@@ -186,7 +186,10 @@ def table(tables: Tables, by: Sequence[str] = GROUP) -> pl.DataFrame:
         pl.len().cast(pl.Int64).alias("runs"),
         pl.col("failed").sum().cast(pl.Int64).alias("failed_runs"),
     )
-    values = pl.concat([_NO_VALUES, *(_labelled(*sample) for sample in samples.all_of(tables))])
+    failed = runs.filter("failed")["run"].implode()
+    values = pl.concat(
+        [_NO_VALUES, *(_labelled(name, frame, failed) for name, frame in samples.all_of(tables))]
+    )
     rows = (
         values.join(runs.select("run", "_group"), on="run", maintain_order="left")
         .group_by("_group", "_metric", maintain_order=True)
@@ -233,11 +236,14 @@ def p95(values: pl.Expr) -> pl.Expr:
     return pl.max_horizontal(values.quantile(0.95, interpolation="lower"), values.median())
 
 
-def _labelled(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+def _labelled(name: str, frame: pl.DataFrame, failed: pl.Series) -> pl.DataFrame:
     metric = METRICS[name]
     frame = frame.select("run", pl.col("value").cast(pl.Float64))
-    if metric.is_optional and frame["value"].null_count() == len(frame):
-        frame = frame.clear()
+    if metric.is_optional:
+        # A technique may have no such part: only of a run that has failed is it missing.
+        frame = frame.filter(pl.col("value").is_not_null() | pl.col("run").is_in(failed))
+        if frame["value"].null_count() == len(frame):
+            frame = frame.clear()
     return frame.with_columns(
         pl.lit(name).alias("metric"),
         pl.lit(metric.unit).alias("unit"),

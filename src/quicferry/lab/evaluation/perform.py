@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ def perform(run: Run) -> Result:
 def perform_all(runs: Sequence[Run], jobs: int) -> Generator[Result]:
     """Carry out runs, and yield each result as soon as it is there.
 
+    When the generator is closed, or interrupted, the runs that are under way come to their end, and
+    no other begins.
+
     Args:
         runs: What to do, all on one backend.
         jobs: How many at a time, each in a process of its own.
@@ -45,21 +49,28 @@ def perform_all(runs: Sequence[Run], jobs: int) -> Generator[Result]:
     """
     # Not by fork: there are threads in this process.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_begin, initargs=(runs[0].backend,)
     )
-    with pool as executor:
-        try:
-            futures: list[Future[Result]] = [executor.submit(perform, run) for run in runs]
-            for future in as_completed(futures):
+    waiting = iter(runs)
+    under_way: set[Future[Result]] = set()
+    try:
+        # No more than there are processes: what was given to the pool cannot be taken back.
+        under_way.update(executor.submit(perform, run) for run in itertools.islice(waiting, jobs))
+        while under_way:
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            under_way.update(
+                executor.submit(perform, run) for run in itertools.islice(waiting, len(done))
+            )
+            for future in done:
                 yield future.result()
-        except BrokenProcessPool:
-            raise PerformanceError(
-                "a process that carried out runs was killed; run the same command again to go on, "
-                "perhaps with fewer --jobs"
-            ) from None
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+    except BrokenProcessPool:
+        raise PerformanceError(
+            "a process that carried out runs was killed; run the same command again to go on, "
+            "perhaps with fewer --jobs"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def keep_missing(

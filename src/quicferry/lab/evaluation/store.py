@@ -116,7 +116,14 @@ class Store:
         except OSError:
             self._context.close()
             raise StoreError(f"another process is adding results to {self.folder}") from None
-        self._check_settings()
+        try:
+            check_settings(self.folder, self._settings)
+        except StoreError:
+            self._context.close()
+            raise
+        (self.folder / _SETTINGS).write_text(
+            json.dumps(self._settings.encode(), indent=1) + "\n", encoding="utf-8"
+        )
         return self
 
     def __exit__(
@@ -163,20 +170,23 @@ class Store:
         for part in sorted((self.folder / _PARTS).iterdir()):
             part.unlink()
 
-    def _check_settings(self) -> None:
-        path = self.folder / _SETTINGS
-        wanted = self._settings.encode()
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name, value in wanted.items() if found.get(name) != value]
-            if other:
-                self._context.close()
-                raise StoreError(
-                    f"{self.folder} has results of {found.get('name')} with "
-                    f"{other[0]} = {found.get(other[0])}, not {wanted[other[0]]}; "
-                    "name another directory with --out, or remove that one"
-                )
-        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+
+def check_settings(folder: Path, settings: Settings) -> None:
+    """Check that results with some settings can be added to a directory.
+
+    Raises:
+        StoreError: It has results with other settings.
+    """
+    path = folder / _SETTINGS
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.encode().items():
+        if found.get(name) != value:
+            raise StoreError(
+                f"{folder} has results of {found.get('name')} with {name} = {found.get(name)}, "
+                f"not {value}; name another directory with --out, or remove that one"
+            )
 
 
 def read(folder: Path) -> Tables:
