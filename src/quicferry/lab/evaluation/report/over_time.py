@@ -115,7 +115,7 @@ def longest(one: Measured) -> Picture:
     title = f"The longest service time of each combination, in s ({one.place})"
     figure.suptitle(title)
     if image is not None:
-        figure.colorbar(
+        bar = figure.colorbar(
             image,
             ax=grid,
             location="right",
@@ -124,6 +124,7 @@ def longest(one: Measured) -> Picture:
             format="%g",
             label="longest service time in s",
         )
+        bar.ax.yaxis.set_minor_formatter("{x:g}")
     lost, failed = rows["lost_clients"].sum(), rows["failed_runs"].sum()
     return Picture(
         f"experiment-4-{one.slug}-longest",
