@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -36,7 +37,7 @@ CA = "/run/ca.pem"
 START_LIMIT = patient(20.0)
 
 
-class Ground:
+class Ground(ABC):
     """The hosts and the links; an asynchronous context manager.
 
     Attributes:
@@ -74,9 +75,9 @@ class Ground:
     ) -> None:
         await self._stack.aclose()
 
+    @abstractmethod
     async def _set_up(self) -> None:
         """Make the hosts and the links, with the methods below, and what else there is to be."""
-        raise NotImplementedError
 
     async def _add_hosts(
         self,

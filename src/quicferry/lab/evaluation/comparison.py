@@ -133,17 +133,10 @@ class SilentSource(NetnsStage):
     the simulation there is nobody at the old address, as if the host had been switched off.
     """
 
-    def move(self) -> Move:
-        """Return the handover, which ends with the link to the source cut."""
-        move = super().move()
-        link, go = self._ground.links[self._ground.source], move.go
-
-        async def go_and_cut() -> None:
-            await go()
-            await link.cut()
-
-        move.go = go_and_cut  # type: ignore[method-assign]
-        return move
+    async def relocate_quietly(self, move: Move) -> None:
+        """Carry a relocation out, and cut the link to the source."""
+        await super().relocate_quietly(move)
+        await self._ground.links[self._ground.source].cut()
 
 
 async def compare(tell: Callable[[Figure], None]) -> list[Figure]:

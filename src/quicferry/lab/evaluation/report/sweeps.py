@@ -84,7 +84,7 @@ def _draw(axes: Axes, parameter: str, rows: pl.DataFrame) -> None:
         ha="right" if is_long else "center",
     )
     axes.set_xlim(-0.6, len(values) - 0.4)
-    if rows["median"].min() > 0:  # type: ignore[operator]
+    if (rows["median"] > 0).all():
         axes.set_yscale("log")
         plotting.format_logarithmic(axes.yaxis)
     axes.set_title(parameter.replace("_", " "))
