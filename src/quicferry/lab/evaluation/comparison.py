@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from quicferry.lab.bench.report import Figure
 from quicferry.lab.evaluation import scripts, simulated
@@ -203,7 +204,7 @@ def figure_of(case: Case, on_hosts: Result, in_simulation: Result) -> Figure:
     return Figure(name, real - simulation, "ms", **bounds, note=note)
 
 
-def _run(script: Script, arm: str, rtt: float, rate: float, **parameters: object) -> Run:
+def _run(script: Script, arm: str, rtt: float, rate: float, **parameters: Any) -> Run:
     run = Run(
         experiment=1,
         whose="ours",
@@ -217,4 +218,4 @@ def _run(script: Script, arm: str, rtt: float, rate: float, **parameters: object
         destination_rtt_ms=rtt,
         destination_rate_mbit=rate,
     )
-    return replace(run, **parameters)  # type: ignore[arg-type]
+    return replace(run, **parameters)

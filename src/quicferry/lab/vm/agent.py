@@ -51,7 +51,7 @@ def _await_port() -> Path:
     while not port.exists():
         if time.monotonic() > ends_at:
             sys.exit(f"there is no {_PORT}")
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_LOOK_AGAIN)  # between two looks: nothing announces the device
     return port
 
 

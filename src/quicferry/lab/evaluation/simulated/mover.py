@@ -119,13 +119,13 @@ class Mover:
         host = self._of()
         self._sync.freeze()
         host.freeze()
-        self._note(silent_at=host.network.now)
+        self.relocations[-1] = replace(self.relocations[-1], silent_at=host.network.now)
 
     def restore(self, destination: SimulatedAddress) -> None:
         """Let the server go on at its destination, and tell its connections."""
         host = self._of()
         self._has_switched = True
-        self._note(restored_at=host.network.now)
+        self.relocations[-1] = replace(self.relocations[-1], restored_at=host.network.now)
         self.left_to_follow = {each.name for each in self._clients if each.terminated is None}
         self._sync.reappear()  # those that are told are told by the host
         host.resume(destination)
@@ -182,12 +182,9 @@ class Mover:
             return
         latest = self.relocations[-1]
         if latest.ready_at is None and self.is_ready:
-            self._note(ready_at=self._of().network.now)
+            self.relocations[-1] = replace(self.relocations[-1], ready_at=self._of().network.now)
         if self._has_switched and latest.completed_at is None and self.is_completed:
-            self._note(completed_at=self._last_completion)
-
-    def _note(self, **instants: float) -> None:
-        self.relocations[-1] = replace(self.relocations[-1], **instants)  # type: ignore[arg-type]
+            self.relocations[-1] = replace(self.relocations[-1], completed_at=self._last_completion)
 
 
 def _address(network_address: SimulatedAddress) -> Address:
