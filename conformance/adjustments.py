@@ -1,14 +1,21 @@
 """What has to differ in aioquic's tests when migration is on, each with its reason.
 
 Both sides then send one transport parameter more: `server_migration_suite`, 4 bytes (2 of
-identifier, 1 of length, 1 of value). Tests that state exact sizes are shifted by just that. No test
-is left out.
+identifier, 1 of length, 1 of value). Tests that state exact sizes are shifted by just that. And
+both promise a shorter `max_ack_delay`: tests that state when a probe timeout ends are shifted by
+the difference. No test is left out.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+SOONER = 0.025 - 0.005
+"""By how much a probe timeout is shorter, in seconds: `max_ack_delay` is part of it (RFC 9002
+6.2.1), aioquic promises 25 ms, and an endpoint that can migrate promises 5."""
 
 
 class StaleAdjustmentError(Exception):
@@ -36,7 +43,36 @@ class Adjustment:
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
-ADJUSTMENTS = (
+@dataclass(frozen=True)
+class TimerAdjustment:
+    """The times in the test `test` of a module, each with how many probe timeouts passed until it.
+
+    A second timeout in a row lasts twice as long and so counts as two, and the validation of a path
+    lasts three (RFC 9000 8.2.4).
+    """
+
+    file: str
+    test: str
+    timeouts: Mapping[str, int]
+
+    def apply(self, tests: Path) -> None:
+        """Make each of the times in the folder `tests` as much sooner as its timeouts are."""
+        path = tests / self.file
+        text = path.read_text(encoding="utf-8")
+        found = re.search(
+            rf"^    def {self.test}\(.*?(?=^    (?:def|async|@)|\Z)", text, re.DOTALL | re.MULTILINE
+        )
+        if found is None:
+            raise StaleAdjustmentError(f"{self.file} has no {self.test}")
+        body = found[0]
+        for time, count in self.timeouts.items():
+            if f"(), {time})" not in body:
+                raise StaleAdjustmentError(f"{self.test} in {self.file} expects no timer at {time}")
+            body = body.replace(f"(), {time})", f"(), {float(time) - count * SOONER:.7g})")
+        path.write_text(text[: found.start()] + body + text[found.end() :], encoding="utf-8")
+
+
+ADJUSTMENTS: tuple[Adjustment | TimerAdjustment, ...] = (
     Adjustment(
         "test_connection.py",
         "SERVER_INITIAL_DATAGRAM_SIZES = [1200, 1162]",
@@ -128,5 +164,50 @@ ADJUSTMENTS = (
         "A genuine packet from an unknown address moves the connection where a symmetric protocol "
         "was negotiated: that is what these protocols are. With the other two it is dropped, as "
         "the test demands.",
+    ),
+    *(
+        TimerAdjustment("test_connection.py", test, timeouts)
+        for test, timeouts in {
+            "test_connect_with_0rtt_and_late_0rtt_packet": {"0.425": 1, "0.4375": 1},
+            "test_connect_with_0rtt_without_loss": {"0.425": 1},
+            "test_connect_with_late_server_handshake": {"0.425": 1},
+            "test_connect_with_lost_client_initial": {"0.625": 1},
+            "test_connect_with_lost_client_stream_data": {
+                "0.475": 1,
+                "1.025": 3,
+                "60.525": 1,
+                "60.575": 1,
+            },
+            "test_connect_with_lost_server_finished": {"0.725": 1},
+            "test_connect_with_lost_server_handshake_done": {
+                "0.425": 1,
+                "0.975": 3,
+                "0.725": 1,
+                "60.525": 1,
+            },
+            "test_connect_with_lost_server_initial": {"0.525": 1},
+            "test_connect_with_lost_server_initial_and_handshake": {"0.625": 1},
+            "test_connect_with_lost_server_initial_and_handshake_amplification_limited": {
+                "1.825": 1
+            },
+            "test_connect_without_loss": {"0.425": 1},
+            "test_idle_timeout_restarted_on_send": {"1.125": 1, "1.675": 3, "2.775": 7},
+            "test_migrate_after_probing": {"0.6375": 1},
+            "test_migrate_amplification_limit_ack_size": {"1.1125": 3},
+            "test_migrate_amplification_limit_probe_size": {"1.1125": 3, "0.6875": 1, "0.6375": 1},
+            "test_migrate_to_spoofed_address": {"1.1125": 3, "0.6375": 1, "1.5875": 5},
+            "test_migrate_to_spoofed_address_with_many_ack_ranges": {"1.0625": 3},
+            "test_migrate_with_lost_path_challenge": {
+                "1.1125": 3,
+                "0.6375": 1,
+                "0.925": 2,
+                "60.7375": 1,
+            },
+            "test_migrate_with_small_datagram_and_ack_due": {"1.0625": 3},
+            "test_migrate_without_loss": {"1.1125": 3, "0.6875": 1},
+            "test_migrate_without_validated_path": {"1.1125": 3},
+            "test_probe_from_spoofed_address": {"0.6375": 1},
+            "test_send_fin_without_data_after_full_packet": {"0.625": 1, "0.6875": 1},
+        }.items()
     ),
 )
