@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loopback import (
+    Filter,
     at,
     certificate,
     client_configuration,
@@ -159,11 +160,13 @@ class Client:
         http: Its connection.
         protocol: The migration protocol that it supports.
         asked: Requests that are not known to be answered.
+        link: What its datagrams go through, which can be cut.
     """
 
     http: HttpClient
     protocol: MigrationProtocol | None = None
     asked: list[asyncio.Task[None]] = field(default_factory=list)
+    link: Filter = field(default_factory=Filter)
 
     async def work(self) -> None:
         """Send a request, and check the answer."""
@@ -278,11 +281,12 @@ class Stage:
     async def connect_all(self) -> None:
         """Connect one client for each migration protocol."""
         for protocol in PROTOCOLS:
-            options = ClientMigration(protocol, seed=len(self.clients))
+            configuration = client_configuration(ClientMigration(protocol, seed=len(self.clients)))
+            link = Filter()
             http = await self._stack.enter_async_context(
-                self._client(self.source, configuration=client_configuration(options))
+                self._client(self.source, configuration=configuration, wrap_transport=link)
             )
-            self.clients.append(Client(http, protocol))
+            self.clients.append(Client(http, protocol, link=link))
         await asyncio.gather(*(client.work() for client in self.clients))
 
     def _client(self, address: str, **arguments: Any) -> AbstractAsyncContextManager[HttpClient]:

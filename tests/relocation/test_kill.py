@@ -94,7 +94,11 @@ async def test_without_the_agent_the_server_goes_on(cast: Stage, step: str) -> N
 
 
 async def test_an_agent_that_owned_the_connections_takes_them_along(cast: Stage) -> None:
-    migrate = await cast.rehearse("follow")
+    migrate = await cast.rehearse("commit")
+    for client in cast.clients:
+        client.link.cut()
+    migrate.press_enter()
+    await migrate.hears("StepWaits", step="follow")
     await cast.agent.kill()
     migrate.press_enter()
     report = await report_of(migrate)

@@ -286,6 +286,21 @@ def test_eager_moves_as_soon_as_the_new_address_answers() -> None:
         assert wire.select(RESPONSE, source=AWAY)
 
 
+@pytest.mark.parametrize("frozen", [0.05, 0.1, 0.3, 0.5])
+def test_eager_moves_at_once_to_a_server_that_has_only_an_acknowledgement_to_send(
+    frozen: float,
+) -> None:
+    """However many challenges were sent there before there was a server."""
+    with wired_pair(client=EAGER) as (it, _):
+        it.requests.start([[Exchange(20_000, 100)]])
+        it.imminent(EXPLICIT, AWAY)
+        it.network.run_for(0.01)
+        it.relocate(AWAY, frozen=frozen)
+        switched = it.network.now
+        wait_for_state(it, "idle")
+        assert it.network.now - switched <= EAGER.probe_interval + 2.1 * RTT
+
+
 def test_eager_resends_at_once_what_the_old_address_has_lost() -> None:
     with wired_pair(client=EAGER) as (it, _):
         it.exchange()

@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 # How long probing goes on: at the configured interval at first, then slowly. With the defaults
-# these are 30 seconds and 10 minutes.
-_QUICK_PROBES = 750
+# these are 20 seconds and 10 minutes.
+_QUICK_PROBES = 1000
 _SLOW_PROBES = 2400
 _SLOW_INTERVAL = 0.25
 

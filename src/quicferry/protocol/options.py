@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from .address import MigrationAddress
 from .suite import ALL_PROTOCOLS, MigrationProtocol
 
-DEFAULT_PROBE_INTERVAL = 0.04
+DEFAULT_PROBE_INTERVAL = 0.02
 """Seconds between two probes while a server is being looked for."""
+
+DEFAULT_SWITCH_TIMEOUT = 0.04
+"""The longest probe timeout of a server right after a network switch, in seconds."""
 
 MAX_POOL_SIZE = 7
 """A client needs a connection ID for each address (RFC 9000 9.5): of 8, one is in use already."""
@@ -75,7 +78,7 @@ class ServerMigration:
 
     protocols: MigrationProtocol = ALL_PROTOCOLS
     pool: tuple[MigrationAddress, ...] = ()
-    probe_interval: float = DEFAULT_PROBE_INTERVAL
+    probe_interval: float = DEFAULT_SWITCH_TIMEOUT
 
     def __post_init__(self) -> None:
         if len(set(self.pool)) != len(self.pool) or MigrationAddress() in self.pool:

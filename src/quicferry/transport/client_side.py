@@ -44,7 +44,7 @@ _VALIDATION_TIMEOUT = 3.0
 # datagrams, then just enough for a PING with a little data.
 _FIRST_PROBE_DATAGRAMS = 3
 _FULL_PROBES = 5
-_SMALL_PROBE = 250
+_SMALL_PROBE = 180
 
 
 class ClientSide:
@@ -348,7 +348,14 @@ class ClientSide:
     def _move(self, address: Address, now: float) -> None:
         path = self._paths.to(address)
         assert path is not None, "the source of a packet was checked to be reachable"
+        if path is self._paths.in_use:
+            # What was sent before the server was there says nothing about congestion.
+            self._connection._loss.answered_at = now
         self._paths.use(path, now)
+        if not path.is_validated and self.machine.may_probe(address):
+            # The server may have said little, and challenges sent before it was there may have
+            # used up what that permits: as much as a probe, or nothing could be sent at all.
+            self._allow_probe(path)
         # An answer from home only counts if it was asked after the server seemed to have moved.
         self._paths.home.local_challenges.clear()
         self._validate_path_in_use(now)

@@ -9,7 +9,7 @@ sees, and give no RTT sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ class MigratingRecovery(QuicPacketRecovery):
         quick_timeout: While set, and as long as the path in use has given no RTT sample, the first
             probe timeout takes at most this many seconds, the next twice as many, and so on.
         generation: See `PathEstimate`.
+        answered_at: When somebody first answered on the path in use, if it was only a guess before.
         awaited: What to do when a packet is acknowledged, by its number; also when it was given up
             for lost before.
         never_sent: Packet numbers that were left out.
@@ -91,6 +92,7 @@ class MigratingRecovery(QuicPacketRecovery):
         )
         self.quick_timeout: float | None = None
         self.generation = 0
+        self.answered_at = -math.inf
         self._generations = 0
         self.awaited: dict[int, Callable[[], None]] = {}
         self.never_sent = range(0)
@@ -112,6 +114,7 @@ class MigratingRecovery(QuicPacketRecovery):
         )
         self._generations += 1
         self.generation = self._generations
+        self.answered_at = -math.inf
         self._cc = create_congestion_control(self._algorithm, max_datagram_size=self._datagram_size)
         self._pacer = self._fresh_pacer()
         # Nothing is known of the new path, but a timeout shorter than on this one would be rash
@@ -148,6 +151,7 @@ class MigratingRecovery(QuicPacketRecovery):
             setattr(self, name, value)
         self._pto_count = 0  # somebody is there
         self.generation = state.generation
+        self.answered_at = -math.inf
         self._cc.bytes_in_flight = 0
         for space, packet in state.flight:
             if space.sent_packets.get(packet.packet_number) is packet:
@@ -182,6 +186,28 @@ class MigratingRecovery(QuicPacketRecovery):
             return
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    def _on_packets_lost(
+        self,
+        *,
+        congestion_event: bool = True,
+        now: float,
+        packets: Iterable[QuicSentPacket],
+        persistent_congestion: bool = False,
+        space: QuicPacketSpace,
+    ) -> None:
+        """Take for congestion only what is lost of the packets that somebody was there for."""
+        lost = list(packets)
+        too_early = [p for p in lost if p.sent_time is None or p.sent_time < self.answered_at]
+        others = [packet for packet in lost if packet not in too_early]
+        super()._on_packets_lost(congestion_event=False, now=now, packets=too_early, space=space)
+        super()._on_packets_lost(
+            congestion_event=congestion_event,
+            now=now,
+            packets=others,
+            persistent_congestion=persistent_congestion,
+            space=space,
         )
 
     def get_loss_detection_time(self, *, amplification_limited: bool) -> float | None:
