@@ -193,14 +193,14 @@ def _choose(
     """Return what a connection is to do, and what is in its way, if anything."""
     if protocol is not None:
         return _try(connection, protocol, address)
-    attempts = [
-        _try(connection, candidate, address)
-        for candidate in _PREFERENCE
-        if candidate is not MigrationProtocol.EXPLICIT or address is not None
-    ]
-    for attempt in attempts:
+    attempts = []
+    for candidate in _PREFERENCE:
+        if candidate is MigrationProtocol.EXPLICIT and address is None:
+            continue
+        attempt = _try(connection, candidate, address)
         if attempt[1] in (None, _NOT_ACKNOWLEDGED):
             return attempt
+        attempts.append(attempt)
     # The reason worth telling is not that other protocols were not negotiated, or have no pool.
     expected = (_NOT_NEGOTIATED, MigrationErrorCode.EMPTY_POOL_MIGRATION_ADDRESSES)
     telling = [attempt for attempt in attempts if attempt[1] not in expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -13,6 +14,14 @@ NetworkAddress = Any
 
 def address_from_network(address: NetworkAddress) -> Address | None:
     """Return a socket's address, an IPv4-mapped one as IPv4; None if it is no IP address."""
+    try:
+        return _read(address)
+    except TypeError:  # not hashable, so it is none
+        return None
+
+
+@lru_cache(maxsize=4096)  # asked for every datagram, of few addresses
+def _read(address: NetworkAddress) -> Address | None:
     try:
         host = ip_address(address[0].partition("%")[0])
         if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
