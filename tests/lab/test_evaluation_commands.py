@@ -101,6 +101,20 @@ def test_running_and_reporting(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "report.html").read_text(encoding="utf-8").count("<svg") >= 2
 
 
+def test_the_summary_is_of_the_runs_that_were_asked_for(tmp_path: Path) -> None:
+    out = str(tmp_path)
+
+    def summary(*only: str) -> list[tuple[float | None, int]]:
+        chosen = [word for each in only for word in ("--only", each)]
+        command = ["lab", "run", "0", "--quick", "--reps", "1", "--out", out, "--json", *chosen]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.stderr
+        return [(row.get("loss_percent"), row["runs"]) for row in json.loads(result.stdout)]
+
+    assert summary() == [(0.0, 1), (1.5, 1)]
+    assert summary("loss_percent=0") == [(None, 1)]
+
+
 def test_what_has_failed_shows_in_the_exit_status(tmp_path: Path) -> None:
     runs = [run for run in quick() if run.loss_percent == 0 and run.repetition == 1]
     with Store(tmp_path / "experiment-0-sim", SETTINGS, runs) as store:

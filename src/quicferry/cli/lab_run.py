@@ -29,7 +29,7 @@ from quicferry.lab.evaluation.run import Backend, Run
 from quicferry.relocation import Technique
 
 if TYPE_CHECKING:
-    from quicferry.lab.evaluation.store import Settings
+    from quicferry.lab.evaluation.store import Settings, Tables
 
 RESULTS = Path("quicferry-results")
 """Where results go if nobody says where."""
@@ -156,8 +156,9 @@ def run(
     failed = 0
     for experiment, runs in planned:
         with ended_by_sigterm():
-            failed += _carry_out(experiment, runs, choices, out, jobs)
-        found = _summary(_folder(experiment, choices, out))
+            tables = _carry_out(experiment, runs, choices, out, jobs)
+        failed += int(tables.runs["failed"].sum())
+        found = _summary(tables)
         rows += found
         if not as_array:
             title = f"{experiment.number}: {experiment.title}"
@@ -255,8 +256,8 @@ def _settings(experiment: Experiment, choices: Choices) -> Settings:
 
 def _carry_out(
     experiment: Experiment, runs: Sequence[Run], choices: Choices, out: Path, jobs: int
-) -> int:
-    """Carry out what is not there yet; return how many runs have failed."""
+) -> Tables:
+    """Carry out what is not there yet; return the results of all these runs."""
     with lab_extra():
         from quicferry.lab.evaluation.store import Store, read
     settings = _settings(experiment, choices)
@@ -269,15 +270,13 @@ def _carry_out(
             except KeyboardInterrupt:
                 click.echo("interrupted; the same command goes on with what is missing", err=True)
                 raise
-    keys = {run.key for run in runs}
-    tables = read(_folder(experiment, choices, out))
-    return sum(row["failed"] for row in tables.runs.iter_rows(named=True) if row["run"] in keys)
+    return read(_folder(experiment, choices, out)).only(runs)
 
 
-def _summary(folder: Path) -> list[dict[str, Any]]:
-    from quicferry.lab.evaluation import metrics, store
+def _summary(tables: Tables) -> list[dict[str, Any]]:
+    from quicferry.lab.evaluation import metrics
 
-    return metrics.summary(store.read(folder)).to_dicts()
+    return metrics.summary(tables).to_dicts()
 
 
 def summary_table(

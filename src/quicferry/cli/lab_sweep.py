@@ -311,8 +311,8 @@ def _tell(planned: Sweep, out: Path, *, as_array: bool) -> None:
     """Print what has been found, and exit with 1 if a run has failed."""
     with lab_extra():
         from quicferry.lab.evaluation import store
-        from quicferry.lab.evaluation.groups import ALWAYS, groups, only
-    tables = only(store.read(out), planned.runs)
+        from quicferry.lab.evaluation.groups import ALWAYS, groups
+    tables = store.read(out).only(planned.runs)
     rows = groups(tables)
     if as_array:
         click.echo(json.dumps(rows, indent=1))

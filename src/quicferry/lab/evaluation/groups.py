@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import polars as pl
-
 from quicferry.lab.evaluation import metrics
-from quicferry.lab.evaluation.run import Run
 from quicferry.lab.evaluation.store import Tables
 
 ALWAYS = ("runs", "failed_runs")
@@ -17,16 +12,6 @@ ALWAYS = ("runs", "failed_runs")
 
 _TIMES = ("first_request", "after", "longest")
 _COUNTS = ("failed_requests", "lost_clients")
-
-
-def only(tables: Tables, runs: Sequence[Run]) -> Tables:
-    """Return the results of some runs: a directory may have more than the sweep at hand."""
-    keys = pl.DataFrame({"run": [run.key for run in runs]}, schema={"run": pl.String})
-    runs_, relocations, requests = (
-        frame.join(keys, on="run", how="semi", maintain_order="left")
-        for frame in (tables.runs, tables.relocations, tables.requests)
-    )
-    return replace(tables, runs=runs_, relocations=relocations, requests=requests)
 
 
 def groups(tables: Tables) -> list[dict[str, Any]]:

@@ -87,6 +87,15 @@ class Tables:
     relocations: pl.DataFrame
     requests: pl.DataFrame
 
+    def only(self, runs: Iterable[Run]) -> Tables:
+        """Return the results of some runs: a directory may have more than is wanted."""
+        keys = pl.DataFrame({"run": [run.key for run in runs]}, schema={"run": pl.String})
+        found = (
+            frame.join(keys, on="run", how="semi", maintain_order="left")
+            for frame in (self.runs, self.relocations, self.requests)
+        )
+        return Tables(self.folder, self.settings, *found)
+
 
 class Store:
     """A directory that results are added to; a context manager.
