@@ -25,6 +25,7 @@ from simulated_pair import (
     pair,
     pool,
 )
+from support import genuine_elsewhere
 
 from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
@@ -341,6 +342,24 @@ def test_amplification_by_pool(scheduler: Scheduler) -> None:
             assert total(datagrams) <= 7 * FULL_SIZE + probes * SMALL_PROBE_SIZE
         if scheduler is Scheduler.PARALLEL:
             assert all(total(d) <= probes * CHALLENGE_SIZE for d in towards_victims)
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_amplification_by_a_server_that_seems_to_come_and_go(policy: Policy) -> None:
+    """It forges the source of its packets, and each time lets the client come back home."""
+    with pair(11, client=ClientMigration(policy=policy)) as it:
+        towards_victim = sent_to(it, AWAY)
+        it.deliver(it.client, genuine(it.server, server_migration(AWAY)), HOME)
+        forged = 0
+        for _ in range(200):
+            packet = genuine_elsewhere(it, PING)
+            forged += len(packet)
+            it.deliver(it.client, packet, AWAY)
+            it.network.run_for(0.001)
+            it.deliver(it.client, genuine(it.server, PING), HOME)
+            it.network.run_for(0.001)
+        limit = 3 * forged + 3 * FULL_SIZE + probes_within(1) * CHALLENGE_SIZE
+        assert 0 < total(towards_victim) <= limit
 
 
 def test_amplification_ends() -> None:

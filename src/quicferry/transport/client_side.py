@@ -295,6 +295,8 @@ class ClientSide:
             datagrams += connection._flush_builder(
                 builder=builder, network_path=path, peer_cid=path.peer_cid.cid, now=now
             )
+            # They are not to use up what the server's first word from there permits.
+            path.bytes_received += -(-builder.max_total_bytes // 3)
         return datagrams
 
     # Actions
@@ -352,9 +354,8 @@ class ClientSide:
             # What was sent before the server was there says nothing about congestion.
             self._connection._loss.answered_at = now
         self._paths.use(path, now)
-        if not path.is_validated and self.machine.may_probe(address):
-            # The server may have said little, and challenges sent before it was there may have
-            # used up what that permits: as much as a probe, or nothing could be sent at all.
+        if self.machine.may_probe(address) and not self._paths.probes[path.addr]:
+            # Only challenges have been sent there so far: now it is time for what a probe has.
             self._allow_probe(path)
         # An answer from home only counts if it was asked after the server seemed to have moved.
         self._paths.home.local_challenges.clear()
