@@ -301,6 +301,18 @@ def test_eager_moves_at_once_to_a_server_that_has_only_an_acknowledgement_to_sen
         assert it.network.now - switched <= EAGER.probe_interval + 2.1 * RTT
 
 
+def test_eager_recognises_an_answer_after_a_long_round_trip() -> None:
+    with wired_pair(client=EAGER, path=Path(delay=1.0)) as (it, _):
+        it.network.run_for(10)
+        it.imminent(EXPLICIT, AWAY)
+        it.relocate(AWAY, frozen=3)
+        it.network.run_until(
+            lambda: bool(events_of(it.client, MigrationCompleted)),
+            limit=EAGER.probe_interval + 2.0,
+            what="completion",
+        )
+
+
 def test_eager_resends_at_once_what_the_old_address_has_lost() -> None:
     with wired_pair(client=EAGER) as (it, _):
         it.exchange()

@@ -198,16 +198,19 @@ def test_packets_of_the_old_path_give_no_sample_and_no_congestion(
             assert numbers(side).bytes_in_flight == 0
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("protocol", [EXPLICIT, POOL])
 def test_what_was_sent_before_the_server_was_there_is_no_congestion(
-    protocol: MigrationProtocol,
+    protocol: MigrationProtocol, lost: int
 ) -> None:
+    """Whichever of the server's packets is the first one that arrives."""
     client = ClientMigration(policy=Policy.REACTIVE, scheduler=Scheduler.CYCLIC)
     with wired_pair(client=client, server=server_for(protocol, AWAY), path=FAR) as (it, _):
         it.exchange()
         imminent(it, protocol)
         it.requests.start([[Exchange(100_000, 100)]])
         it.network.run_for(0.01)
+        lose(it.network, lambda datagram: datagram.source == AWAY, count=lost)
         it.relocate(AWAY, frozen=1)
         wait_for_address(it, AWAY)
         least = FRESH_WINDOW

@@ -16,7 +16,7 @@ def address_from_network(address: NetworkAddress) -> Address | None:
     """Return a socket's address, an IPv4-mapped one as IPv4; None if it is no IP address."""
     try:
         return _read(address)
-    except TypeError:  # not hashable, so it is none
+    except TypeError:  # not hashable, so no socket has returned it
         return None
 
 

@@ -27,8 +27,8 @@ from .recovery import PathState
 if TYPE_CHECKING:
     from .connection import Connection
 
-# At one challenge every 40 ms, an answer is recognised for two and a half seconds.
-_REMEMBERED_CHALLENGES = 64
+# At one challenge every 20 ms, an answer is recognised for two and a half seconds.
+_REMEMBERED_CHALLENGES = 128
 _REMEMBERED_HOMES = 4
 
 

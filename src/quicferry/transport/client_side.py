@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -292,11 +293,12 @@ class ClientSide:
                 connection._write_path_challenge_frame(builder=builder, network_path=path)
             except QuicPacketBuilderStop:
                 raise AssertionError("a challenge fits into the size computed for it") from None
-            datagrams += connection._flush_builder(
+            challenge = connection._flush_builder(
                 builder=builder, network_path=path, peer_cid=path.peer_cid.cid, now=now
             )
             # They are not to use up what the server's first word from there permits.
-            path.bytes_received += -(-builder.max_total_bytes // 3)
+            path.bytes_sent -= sum(len(data) for data, _ in challenge)
+            datagrams += challenge
         return datagrams
 
     # Actions
@@ -334,6 +336,8 @@ class ClientSide:
             return
         self._paths.use(path, now)
         if path is not self._paths.home:
+            # What is lost before the server is there says nothing about congestion.
+            self._connection._loss.answered_at = math.inf
             self._allow_probe(path)
         self._connection._loss.reschedule_data(now=now)
 
@@ -351,7 +355,6 @@ class ClientSide:
         path = self._paths.to(address)
         assert path is not None, "the source of a packet was checked to be reachable"
         if path is self._paths.in_use:
-            # What was sent before the server was there says nothing about congestion.
             self._connection._loss.answered_at = now
         self._paths.use(path, now)
         if self.machine.may_probe(address) and not self._paths.probes[path.addr]:

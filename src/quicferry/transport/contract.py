@@ -36,9 +36,9 @@ _CONNECTION = """
     _write_stream_limits
 """
 _RECOVERY = """
-    _cc _detect_loss _get_loss_space _on_packets_lost _pacer _pto_count _rtt_first_sample_time
-    _rtt_initial _rtt_initialized _rtt_latest _rtt_min _rtt_smoothed _rtt_variance
-    _time_of_last_sent_ack_eliciting_packet reschedule_data spaces
+    _cc _detect_loss _get_loss_space _in_persistent_congestion _on_packets_lost _pacer _pto_count
+    _rtt_first_sample_time _rtt_initial _rtt_initialized _rtt_latest _rtt_min _rtt_smoothed
+    _rtt_variance _time_of_last_sent_ack_eliciting_packet reschedule_data spaces
 """
 _PATH = """
     addr bytes_received bytes_sent is_validated local_challenge_sent local_challenges peer_cid

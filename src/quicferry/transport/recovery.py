@@ -66,6 +66,7 @@ class PathState:
     estimate: dict[str, Any]
     flight: list[tuple[QuicPacketSpace, QuicSentPacket]]
     generation: int
+    answered_at: float
 
 
 class MigratingRecovery(QuicPacketRecovery):
@@ -75,7 +76,8 @@ class MigratingRecovery(QuicPacketRecovery):
         quick_timeout: While set, and as long as the path in use has given no RTT sample, the first
             probe timeout takes at most this many seconds, the next twice as many, and so on.
         generation: See `PathEstimate`.
-        answered_at: When somebody first answered on the path in use, if it was only a guess before.
+        answered_at: When somebody first answered on the path in use, if it was a guess before;
+            infinity while it is one.
         awaited: What to do when a packet is acknowledged, by its number; also when it was given up
             for lost before.
         never_sent: Packet numbers that were left out.
@@ -111,6 +113,7 @@ class MigratingRecovery(QuicPacketRecovery):
             estimate={name: getattr(self, name) for name in _ESTIMATE},
             flight=self._take_flight(),
             generation=self.generation,
+            answered_at=self.answered_at,
         )
         self._generations += 1
         self.generation = self._generations
@@ -151,7 +154,7 @@ class MigratingRecovery(QuicPacketRecovery):
             setattr(self, name, value)
         self._pto_count = 0  # somebody is there
         self.generation = state.generation
-        self.answered_at = -math.inf
+        self.answered_at = state.answered_at
         self._cc.bytes_in_flight = 0
         for space, packet in state.flight:
             if space.sent_packets.get(packet.packet_number) is packet:
@@ -198,15 +201,18 @@ class MigratingRecovery(QuicPacketRecovery):
         space: QuicPacketSpace,
     ) -> None:
         """Take for congestion only what is lost of the packets that somebody was there for."""
-        lost = list(packets)
-        too_early = [p for p in lost if p.sent_time is None or p.sent_time < self.answered_at]
-        others = [packet for packet in lost if packet not in too_early]
+        too_early: list[QuicSentPacket] = []
+        others: list[QuicSentPacket] = []
+        for packet in packets:
+            is_early = packet.sent_time is None or packet.sent_time < self.answered_at
+            (too_early if is_early else others).append(packet)
         super()._on_packets_lost(congestion_event=False, now=now, packets=too_early, space=space)
         super()._on_packets_lost(
             congestion_event=congestion_event,
             now=now,
             packets=others,
-            persistent_congestion=persistent_congestion,
+            persistent_congestion=persistent_congestion
+            and self._in_persistent_congestion(packets=others),
             space=space,
         )
 

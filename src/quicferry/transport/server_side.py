@@ -34,7 +34,7 @@ from .qlog import log_frame_sent
 if TYPE_CHECKING:
     from .connection import Connection
 
-# More challenges than a client can have under way before it notices that one was answered
+# As many challenges as a client sends in a second, which is a long time for a round trip
 _AWAITED_RESPONSES = 64
 # Seconds after the network switch in which a client should have been heard of, and at most between
 # two calls
