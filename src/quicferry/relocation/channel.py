@@ -324,7 +324,8 @@ class Channel(asyncio.Protocol):
                 self._transport.resume_reading()
 
 
-async def connect(host: str, port: int, identity: Identity, *, timeout: float) -> Channel:  # noqa: ASYNC109 (the error names the remedy)
+# ASYNC109: a timeout of the caller's could not name the host that did not answer, or the remedy.
+async def connect(host: str, port: int, identity: Identity, *, timeout: float) -> Channel:  # noqa: ASYNC109
     """Connect to a listener.
 
     There is no waiting for its opinion of this host's certificate: if it does not accept it, the

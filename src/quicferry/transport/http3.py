@@ -94,7 +94,7 @@ class Http3Connection(H3Connection):
             unread = b"" if self._begin_with is None else self._begin_with.unread_instruction
             self._decoder = StaticDecoder(empty)  # type: ignore[assignment]  # has what aioquic uses
             encoder = StaticEncoder(self._encoder, unread)
-            self._encoder = encoder  # type: ignore[assignment]  # likewise
+            self._encoder = encoder  # type: ignore[assignment]  # has what aioquic uses
         if self._begin_with is None:
             super()._init_connection()
             return

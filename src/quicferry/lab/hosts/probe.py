@@ -74,6 +74,11 @@ def echo() -> None:
         endpoint.sendto(data + struct.pack("!dd", arrived, time.time()), source)
 
 
+def _sleep_until(at: float) -> None:
+    while (left := at - time.monotonic()) > 0:
+        time.sleep(left)  # the rate of sending is what is wanted, not a wait for somebody
+
+
 def ask(address: str, count: int, interval: float) -> dict[str, list[float]]:
     """Send datagrams to an `echo`, and return what the path took, there and back, in seconds."""
     endpoint = _open()
@@ -82,8 +87,7 @@ def ask(address: str, count: int, interval: float) -> dict[str, list[float]]:
     rtts: list[float] = []
     begin = time.monotonic()
     for number in range(count):
-        while (left := begin + number * interval - time.monotonic()) > 0:
-            time.sleep(left)  # the rate of sending is what is wanted, not a wait for somebody
+        _sleep_until(begin + number * interval)
         endpoint.send(struct.pack("!d", time.time()))
     for data, _, arrived in _receive(endpoint, QUIET):
         sent, there, back = struct.unpack("!ddd", data)
@@ -101,8 +105,7 @@ def flood(address: str, mbit: float, seconds: float) -> dict[str, int]:
     rest = bytes(_FULL - _NUMBER.size)
     begin = time.monotonic()
     for number in range(count):
-        while (left := begin + number * seconds / count - time.monotonic()) > 0:
-            time.sleep(left)  # the rate of sending is what is wanted, not a wait for somebody
+        _sleep_until(begin + number * seconds / count)
         numbers = range(number * _BURST, (number + 1) * _BURST)
         endpoint.sendmsg([_NUMBER.pack(each) + rest for each in numbers], [segment])
     return {"sent": count * _BURST}

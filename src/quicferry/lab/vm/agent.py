@@ -36,7 +36,7 @@ _CANNOT_RUN = 127
 
 def main() -> None:
     """Carry out orders until the port is closed."""
-    with open(_await_port(), "r+b", buffering=0) as port:  # noqa: PTH123 - a device, both ways
+    with _await_port().open("r+b", buffering=0) as port:
         _send(port, READY)
         while True:
             _, order = _receive(port)

@@ -184,7 +184,7 @@ async def _criu() -> Criu | None:
     path = shutil.which("criu")
     if path is None:
         return None
-    made = Path(path).stat().st_mtime_ns  # noqa: ASYNC240 (a program's, and in no time)
+    made = Path(path).stat().st_mtime_ns  # noqa: ASYNC240 (one stat: less than a thread costs)
     known = _working_criu.get((path, made))
     if known is None:
         known = await _ask_criu()

@@ -271,7 +271,7 @@ async def _podman(*arguments: str, log: Path) -> None:
     Raises:
         EngineError: If that fails; the text has what CRIU says.
     """
-    log.unlink(missing_ok=True)  # noqa: ASYNC240 (a small file)
+    log.unlink(missing_ok=True)  # noqa: ASYNC240 (one call: less than a thread costs)
     try:
         await run("podman", "container", *arguments, limit=_LIMIT)
     except EngineError as exc:
