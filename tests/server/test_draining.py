@@ -175,6 +175,20 @@ async def test_a_request_that_is_reset_before_its_header_is_complete() -> None:
         assert app.seen == []
 
 
+async def test_a_request_that_is_cancelled_at_once_does_not_reach_the_application() -> None:
+    app = Gates()
+    async with connected(app, RawClient) as raw:
+        raw.client.write(0, request(b"/cancelled", b"body"))
+        raw.client.connection.reset_stream(0, ErrorCode.H3_REQUEST_CANCELLED)
+        raw.client.transmit()
+        await raw.settled()
+        await raw.server.wait_idle()
+        raw.client.write(4, request(b"/next", b"body"), ends=True)
+        while 4 not in raw.client.ended:
+            await raw.settled()
+        assert app.seen == ["/next"]
+
+
 async def test_a_waiting_upload_gets_one_window() -> None:
     produced = 0
 

@@ -25,6 +25,7 @@ from loopback import (
 
 import quicferry
 from quicferry import ClientMigration, Policy, Server
+from quicferry.io import ConnectionLost
 from quicferry.protocol import (
     MigrationAddress,
     MigrationCompleted,
@@ -38,6 +39,7 @@ from quicferry.server import (
     RelocationError,
     RelocationErrorCode,
 )
+from quicferry.server.asgi import AsgiProtocol
 from quicferry.transport import NetworkAddress
 
 SOURCE, DESTINATION = "127.0.0.1", "127.0.0.2"
@@ -179,6 +181,115 @@ async def test_while_a_request_comes_to_its_end_others_are_served() -> None:
         assert (await slow).body == b"127.0.0.1/slow"
         hand_over_what_is_drained(departure, arrival)
         assert (await client.request("GET", "/next")).body == b"127.0.0.2/next"
+
+
+class Thorough:
+    """Does something after its response, or after its client is gone, and knows what it has done.
+
+    Attributes:
+        is_working: Set when the work that nobody waits for has begun.
+        may_end: Lets it come to its end.
+        done: The paths for which it did it.
+        stubborn: Whether it goes on although it is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.is_working, self.may_end = asyncio.Event(), asyncio.Event()
+        self.done: list[str] = []
+        self.stubborn = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"] |= {"quicferry.export": self._export, "quicferry.import": self._import}
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        if scope["path"] == "/answered":
+            await respond(send, b"answer")
+        else:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        self.is_working.set()
+        while not self.may_end.is_set():
+            try:
+                await self.may_end.wait()
+            except asyncio.CancelledError:
+                if not self.stubborn:
+                    raise
+        self.done.append(scope["path"])
+
+    async def _export(self) -> bytes:
+        return " ".join(self.done).encode()
+
+    async def _import(self, data: bytes) -> None:
+        self.done = data.decode().split()
+
+
+@asynccontextmanager
+async def working(way: str) -> AsyncIterator[tuple[Thorough, Server, Server, Arrival]]:
+    """Provide two servers, where at the first one a call works on that nobody waits for."""
+    app = Thorough()
+    async with two_servers(app) as (source, destination, arrival), http_client(source) as client:
+        if way == "answered":
+            assert (await client.request("GET", "/answered")).body == b"answer"
+        elif way == "cancelled":
+            request = asyncio.create_task(client.request("GET", "/cancelled"))
+            while not any(each.running_requests() for each in asgi(source)):
+                await client.ping()
+            request.cancel()
+        else:
+            async with http_client(source) as leaving:
+                request = asyncio.create_task(leaving.request("GET", "/gone"))
+                while not any(each.running_requests() for each in asgi(source)):
+                    await client.ping()
+            with pytest.raises(ConnectionLost):
+                await request
+        await app.is_working.wait()
+        await announce(source, destination)
+        yield app, source, destination, arrival
+
+
+def asgi(server: Server) -> list[AsgiProtocol]:
+    return [each for each in server.connections.values() if isinstance(each, AsgiProtocol)]
+
+
+UNANSWERED = pytest.mark.parametrize("way", ["cancelled", "gone", "answered"])
+
+
+@UNANSWERED
+async def test_calls_that_nobody_waits_for_end_before_the_state_is_exported(way: str) -> None:
+    async with working(way) as (app, source, _, arrival):
+        departure = source.departure()
+        with pytest.raises(RelocationError, match=f"still running: GET /{way} ") as caught:
+            await departure.drain(0)
+        assert caught.value.code is RelocationErrorCode.REQUESTS_RUNNING
+        assert [each.path for each in departure.running_requests()] == [f"/{way}"]
+        draining = asyncio.create_task(departure.drain(20))
+        await asyncio.sleep(0)
+        app.may_end.set()
+        await draining
+        assert await departure.export() == f"/{way}".encode()
+        hand_over_what_is_drained(departure, arrival)
+
+
+@UNANSWERED
+async def test_calls_that_nobody_waits_for_are_cancelled_if_requests_are_reset(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quicferry.server.departure.TIME_TO_END", 0.1)
+    async with working(way) as (app, source, _, arrival):
+        departure = source.departure()
+        app.stubborn = True
+        with pytest.raises(RelocationError, match="although they were cancelled") as caught:
+            await departure.reject_requests()
+        assert caught.value.code is RelocationErrorCode.REQUESTS_RUNNING
+        app.stubborn = False
+        rejected = await departure.reject_requests()
+        assert [each.path for each in rejected] == [f"/{way}"]
+        assert departure.running_requests() == ()
+        assert await departure.export() == b""
+        hand_over_what_is_drained(departure, arrival)
 
 
 async def test_a_download_whose_bytes_are_under_way_goes_on() -> None:

@@ -149,7 +149,7 @@ class Handover(Relocation):
         except RelocationError:
             if self._running is Running.ABANDON:
                 raise
-            self._rejected = tuple(map(str, self._departure.reject_requests()))
+            self._rejected = tuple(map(str, await self._departure.reject_requests()))
 
     async def _freeze(self) -> None:
         names = []

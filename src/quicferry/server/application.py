@@ -10,7 +10,8 @@ scope::
     scope["state"]["quicferry.export"]  # () -> bytes: what it knows
     scope["state"]["quicferry.import"]  # (bytes) -> None: go on from there
 
-They are called while no request is running. One without them is taken to be stateless.
+They are called while no call of the application for a request is running. One without them is
+taken to be stateless.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework, ASGISendEvent
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
+from .draining import Calls, RunningRequest
 from .errors import ApplicationError, ClientDisconnected
 
 logger = logging.getLogger("quicferry.application")
@@ -91,6 +93,9 @@ class Application:
 
     Args:
         app: The application.
+
+    Attributes:
+        calls: Those that run.
     """
 
     def __init__(self, app: ASGIFramework) -> None:
@@ -104,6 +109,7 @@ class Application:
         self.context = WorkerContext(None)
         self.state: dict[str, Any] = {}
         self.tasks = ApplicationTasks(loop)
+        self.calls = Calls()
         self._lifespan = _Lifespan(self.call, self.config, loop, self.state)
         self._lifespan_task: asyncio.Task[None] | None = None
 
@@ -151,6 +157,11 @@ class Application:
             raise ApplicationError(
                 f"the application failed to stop: {self._lifespan.failure}; see its own log"
             ) from self._lifespan.failure
+
+    async def serve(self, request: RunningRequest, *call: Any) -> None:
+        """Call the application for a request, with what `self.call` takes."""
+        with self.calls.one(request):
+            await self.call(*call)
 
     # A hand-over
 

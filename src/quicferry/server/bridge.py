@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from aioquic.h3.connection import (
     CONNECTION_SPECIFIC_HEADERS,
@@ -166,6 +167,8 @@ class AsgiBridge(H3Protocol):
     async def _pump(self, exchange: Exchange, request: HeadersReceived) -> None:
         """Hand a request to its application, at the application's pace."""
         stream_id = exchange.stream_id
+        if exchange.is_disconnected:
+            return  # it was cancelled at once, and the application has not heard of it
         try:
             await self._create_stream(request)
             stream = self.streams[stream_id]
@@ -199,13 +202,9 @@ class AsgiBridge(H3Protocol):
 
     def _exchange(self, request: HeadersReceived) -> Exchange:
         fields = dict(request.headers)
-        exchange = Exchange(
-            request.stream_id,
-            fields[b":method"].decode(),
-            fields[b":path"].decode(),
-            self._application.call,
-            self._grant,
-        )
+        method, target = fields[b":method"].decode(), fields[b":path"].decode()
+        running = RunningRequest.of(self._quic.stable_id, request.stream_id, method, target)
+        exchange = Exchange(running, partial(self._application.serve, running), self._grant)
         self._exchanges[request.stream_id] = exchange
         self.idle.clear()
         return exchange
@@ -350,12 +349,8 @@ class AsgiBridge(H3Protocol):
         await asyncio.gather(*(exchange.over.wait() for exchange in self._exchanges.values()))
 
     def running_requests(self) -> list[RunningRequest]:
-        """Return the requests that the application is working on."""
-        name = self._quic.stable_id
-        return [
-            RunningRequest(name, exchange.stream_id, exchange.method, exchange.path)
-            for exchange in self._exchanges.values()
-        ]
+        """Return the requests whose clients wait for the application."""
+        return [exchange.request for exchange in self._exchanges.values()]
 
     def reject_requests(self) -> None:
         """Give all requests up that the application is working on."""

@@ -32,12 +32,15 @@ from quicferry.transport import (
 
 from .application import Application
 from .asgi import AsgiProtocol
-from .draining import Admission, RunningRequest
+from .draining import Admission, Calls, RunningRequest
 from .errors import RelocationError, RelocationErrorCode
 from .relocator import Relocator
 
 DEPARTED = "handed over to another server"
 LOST = "the handover was not settled in time"
+
+TIME_TO_END = 1.0
+"""Seconds that a call of the application has to end after a disconnect, or being cancelled."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Departure:
         self._relocator = relocator
         self._router = router
         self._application = application
+        self._calls = Calls() if application is None else application.calls
         self._frozen: dict[str, ConnectionProtocol] = {}
 
     def check_destination(self, address: Address) -> None:
@@ -104,13 +108,12 @@ class Departure:
         return self._application is not None and self._application.has_hooks
 
     def running_requests(self) -> tuple[RunningRequest, ...]:
-        """Return the requests that the application is working on."""
-        return tuple(
-            request for protocol in self._served() for request in protocol.running_requests()
-        )
+        """Return the requests that the application is working on, answered or not."""
+        waiting = [each for protocol in self._served() for each in protocol.running_requests()]
+        return tuple(dict.fromkeys([*waiting, *self._calls.requests]))
 
     async def drain(self, limit: float) -> None:
-        """Wait until no request is running.
+        """Wait until no request is running, and no call of the application that was one.
 
         Those that run now are waited for while others are served, if they are complete. In the end
         new ones wait; they are carried along, or served when the connections are resumed.
@@ -125,25 +128,45 @@ class Departure:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 self._admit(Admission.COMPLETE)
-                await asyncio.gather(*(protocol.wait_running() for protocol in served))
+                running = (protocol.wait_running() for protocol in served)
+                await asyncio.gather(*running, self._calls.wait_running())
                 self._admit(Admission.NONE)
-                await asyncio.gather(*(protocol.wait_idle() for protocol in served))
+                idle = (protocol.wait_idle() for protocol in served)
+                await asyncio.gather(*idle, self._calls.wait_idle())
         self._admit(Admission.NONE)
+        self._check_idle("give them more time to finish, or reset them")
+
+    async def reject_requests(self) -> tuple[RunningRequest, ...]:
+        """Reset the requests that are running, end the application's calls, and return which.
+
+        Each call is told of a disconnect. Those that have not ended a moment later are cancelled.
+
+        Raises:
+            RelocationError: REQUESTS_RUNNING, if one does not end even then.
+        """
+        rejected = self.running_requests()
+        for protocol in self._served():
+            protocol.reject_requests()
+        await self._calls_end()
+        self._calls.cancel()
+        await self._calls_end()
+        self._check_idle("they do not end although they were cancelled; give them more time")
+        return rejected
+
+    async def _calls_end(self) -> None:
+        """Give the calls of the application a moment to end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIME_TO_END):
+                await self._calls.wait_idle()
+
+    def _check_idle(self, remedy: str) -> None:
         running = self.running_requests()
         if running:
             names = ", ".join(str(request) for request in running[:_MOST_NAMED])
             more = f" and {len(running) - _MOST_NAMED} more" if len(running) > _MOST_NAMED else ""
             raise RelocationError(
-                RelocationErrorCode.REQUESTS_RUNNING,
-                f"still running: {names}{more}; give them more time to finish, or reset them",
+                RelocationErrorCode.REQUESTS_RUNNING, f"still running: {names}{more}; {remedy}"
             )
-
-    def reject_requests(self) -> tuple[RunningRequest, ...]:
-        """Reset the requests that are running, and return them."""
-        running = self.running_requests()
-        for protocol in self._served():
-            protocol.reject_requests()
-        return running
 
     async def export(self) -> bytes | None:
         """Return the application's state; None if it has none to carry.

@@ -5,13 +5,19 @@ run are waited for, in two stages. At first new requests are served as ever, but
 complete: then the time that one runs is the application's, not that of a client which sends slowly.
 In the end all new ones wait until nothing runs any more. What the client has sent of those that
 wait is carried along, or is handed on after all if the server stays.
+
+What is waited for in the end are the application's calls (`Calls`): one may run on although its
+client is gone or has its response, and what it does then must not be lost with this process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 from aioquic.h3.connection import ErrorCode, stream_is_request_response
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
@@ -55,6 +61,11 @@ class RunningRequest:
         what = _shown(f"{self.method} {self.path}")
         return f"{what} (stream {self.stream_id} of connection {self.connection_id})"
 
+    @classmethod
+    def of(cls, connection_id: str, stream_id: int, method: str, target: str) -> Self:
+        """Return the request for a target, which is a path and perhaps a query."""
+        return cls(connection_id, stream_id, method, target.partition("?")[0])
+
     @property
     def reset_code(self) -> ErrorCode:
         """How it is given up.
@@ -66,6 +77,60 @@ class RunningRequest:
         if stream_is_request_response(self.stream_id) and self.method in _REPEATABLE:
             return ErrorCode.H3_REQUEST_REJECTED
         return ErrorCode.H3_REQUEST_CANCELLED
+
+
+class Calls:
+    """The calls of an application that run, also those whose response nobody waits for any more.
+
+    A call goes on when its client has cancelled the request or is gone, and where the application
+    does something after its response (a background task).
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[asyncio.Task[Any], RunningRequest] = {}
+        self._over: set[asyncio.Event] = set()
+
+    @property
+    def requests(self) -> list[RunningRequest]:
+        """What the calls that run were made for."""
+        return list(self._running.values())
+
+    @contextmanager
+    def one(self, request: RunningRequest) -> Iterator[None]:
+        """Note that the task in which this is used is a call, until the context is left."""
+        task = asyncio.current_task()
+        assert task is not None, "the application is called in a task"
+        self._running[task] = request
+        try:
+            yield
+        finally:
+            del self._running[task]
+            for event in self._over:
+                event.set()
+
+    async def wait_running(self) -> None:
+        """Wait until those are over that run now."""
+        now = set(self._running)
+        await self._until(lambda: now.isdisjoint(self._running))
+
+    async def wait_idle(self) -> None:
+        """Wait until none runs."""
+        await self._until(lambda: not self._running)
+
+    def cancel(self) -> None:
+        """Cancel those that run; they may take their time to end."""
+        for task in self._running:
+            task.cancel()
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        over = asyncio.Event()
+        self._over.add(over)
+        try:
+            while not is_so():
+                await over.wait()
+                over.clear()
+        finally:
+            self._over.discard(over)
 
 
 class Admission(enum.Enum):

@@ -18,6 +18,7 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import suppress_body
 
+from .draining import RunningRequest
 from .errors import ClientDisconnected
 
 logger = logging.getLogger("quicferry.server")
@@ -27,16 +28,14 @@ class Exchange:
     """One request and its response; to hypercorn, the application that is called for it.
 
     Args:
-        stream_id: The stream of the request.
-        method: The method of the request.
-        target: Its path, with the query.
+        request: The request.
         application: The application.
         granted: Called when the application has read a part of the body.
 
     Attributes:
-        stream_id: The stream of the request.
+        request: The request.
+        stream_id: Its stream.
         method: Its method.
-        path: Its path, without the query.
         is_disconnected: Whether the client is gone, or wants no response.
         request_ended: Whether the request is complete.
         response_ended: Whether the response is.
@@ -47,15 +46,13 @@ class Exchange:
 
     def __init__(
         self,
-        stream_id: int,
-        method: str,
-        target: str,
+        request: RunningRequest,
         application: AppWrapper,
         granted: Callable[[Exchange], None],
     ) -> None:
-        self.stream_id = stream_id
-        self.method = method
-        self.path = target.partition("?")[0]
+        self.request = request
+        self.stream_id = request.stream_id
+        self.method = request.method
         self.is_disconnected = False
         self.over = asyncio.Event()
         self.request_ended = False
@@ -138,7 +135,9 @@ class Exchange:
         sync_spawn: Callable[..., Any],
         call_soon: Callable[..., Any],
     ) -> None:
-        """Run the application for this request."""
+        """Run the application for this request, unless its client is gone before it begins."""
+        if self.is_disconnected:
+            return
 
         async def paced_receive() -> ASGIReceiveEvent:
             message = await receive()
