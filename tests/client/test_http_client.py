@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aioquic.h3.connection import ErrorCode
+from aioquic.h3.connection import ErrorCode, H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 from loopback import (
     Filter,
     body_of,
@@ -15,10 +17,12 @@ from loopback import (
     pattern_digest,
     respond,
     served,
+    server_configuration,
     server_side,
 )
 
-from quicferry import ConnectionLost
+import quicferry
+from quicferry import ConnectionLost, ConnectionProtocol
 from quicferry.client import RequestFailed
 
 WINDOW = 1 << 16
@@ -217,6 +221,43 @@ async def test_incomplete_response_is_an_error() -> None:
             with pytest.raises(RequestFailed, match=r"gave up .*H3_INTERNAL_ERROR") as caught:
                 await client.request("GET", path)
             assert caught.value.error_code == ErrorCode.H3_INTERNAL_ERROR
+        assert client.closed_by is None
+
+
+async def test_a_malformed_response_fails_its_request_only() -> None:
+    class Careless(ConnectionProtocol):
+        """A server of aioquic's, which sends what it is told."""
+
+        def quic_event_received(self, event: QuicEvent) -> None:
+            if isinstance(event, ProtocolNegotiated):
+                self.http = H3Connection(self.connection)
+                return
+            for http_event in self.http.handle_event(event):
+                if isinstance(http_event, HeadersReceived):
+                    self.respond(http_event)
+
+        def respond(self, request: HeadersReceived) -> None:
+            path = dict(request.headers)[b":path"]
+            fields = {b"/field": (b"X", b"1"), b"/length": (b"content-length", b"4")}
+            field = fields.get(path, (b"x", b"1"))
+            self.http.send_headers(request.stream_id, [(b":status", b"200"), field])
+            self.http.send_data(request.stream_id, b"abc", end_stream=path != b"/open")
+
+    configuration = server_configuration()
+    async with (
+        await quicferry.serve(
+            "127.0.0.1", 0, configuration=configuration, create_protocol=Careless
+        ) as server,
+        http_client(server) as client,
+        client.stream("GET", "/open") as beside,
+    ):
+        chunks = aiter(beside)
+        assert await anext(chunks) == b"abc"
+        for path in ("/field", "/length"):
+            with pytest.raises(RequestFailed, match="response is malformed") as caught:
+                await client.request("POST", path, body=b"x")
+            assert caught.value.error_code == ErrorCode.H3_MESSAGE_ERROR
+        assert (await client.request("GET", "/")).body == b"abc"
         assert client.closed_by is None
 
 

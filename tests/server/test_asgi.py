@@ -141,7 +141,7 @@ async def test_trailers_end_the_stream() -> None:
             await send(
                 {
                     "type": "http.response.trailers",
-                    "headers": [(b"x-sum", b"1")],
+                    "headers": [(b"X-Sum", b"1"), (b"Connection", b"close")],
                     "more_trailers": more,
                 }
             )
@@ -157,7 +157,8 @@ async def test_interim_responses_and_pushes_do_no_harm() -> None:
             await send_bytes(send, 5000)
             return
         await send({"type": "http.response.early_hint", "links": [b"</pushed>"]})
-        await send({"type": "http.response.push", "path": "/pushed", "headers": []})
+        headers = [(b"X-Pushed", b"1"), (b"Connection", b"close")]
+        await send({"type": "http.response.push", "path": "/pushed", "headers": headers})
         await respond(send, b"final")
 
     async with served(app) as server, http_client(server) as client:
@@ -349,8 +350,10 @@ GOOD = {b":method": b"GET", b":scheme": b"https", b":authority": b"test", b":pat
         {**GOOD, b":path": "/é".encode()},
         {**GOOD, b":method": b"\xff"},
         {b":method": b"CONNECT", b":authority": b"test"},
+        {**GOOD, b":method": b"CONNECT"},
+        {**GOOD, b"X-Upper": b"1"},
     ],
-    ids=["no path", "path", "method", "connect"],
+    ids=["no path", "path", "method", "connect", "connect to a path", "upper case"],
 )
 async def test_malformed_request_is_reset(request_fields: dict[bytes, bytes]) -> None:
     async with served() as server, raw_client(server) as client:
@@ -364,9 +367,61 @@ async def test_malformed_request_is_reset(request_fields: dict[bytes, bytes]) ->
 
 async def test_websocket_that_is_none() -> None:
     async with served() as server, raw_client(server) as client:
-        client.http.send_headers(0, list({**GOOD, b":method": b"CONNECT"}.items()))
+        connect = {b":method": b"CONNECT", b":protocol": b"websocket"}
+        client.http.send_headers(0, list({**GOOD, **connect}.items()))
         client.transmit()
         assert await client.answers.get() == b"400"
+        client.http.send_headers(4, list(GOOD.items()), end_stream=True)
+        client.transmit()
+        assert await client.answers.get() == b"200"
+
+
+async def test_a_request_without_authority_is_served() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, repr(scope["headers"]).encode())
+
+    async with served(app) as server, raw_client(server) as client:
+        del (request := {**GOOD, b"host": b"example.org", b"x": b"1"})[b":authority"]
+        client.http.send_headers(0, list(request.items()), end_stream=True)
+        client.transmit()
+        seen = repr([(b"host", b"example.org"), (b"x", b"1")]).encode()
+        assert [await client.answers.get() for _ in range(2)] == [b"200", seen]
+
+
+async def test_cookies_are_one_field() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, repr(scope["headers"][1:]).encode())
+
+    fields = [("a", "1"), ("cookie", "b=2"), ("c", "3"), ("cookie", "d=4"), ("a", "5")]
+    async with served(app) as server, http_client(server) as client:
+        seen = await client.request("GET", "/", headers=fields)
+        expected = [(b"a", b"1"), (b"cookie", b"b=2; d=4"), (b"c", b"3"), (b"a", b"5")]
+        assert seen.body == repr(expected).encode()
+        seen = await client.request("GET", "/", headers=[("cookie", "b=2")])
+        assert seen.body == repr([(b"cookie", b"b=2")]).encode()
+
+
+async def test_a_body_of_another_length_is_a_disconnect() -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET":
+            await respond(send, b"fine")
+            return
+        while (kind := (await receive())["type"]) != "http.disconnect":
+            await heard.put(kind)
+        await heard.put(kind)
+
+    fields = [*{**GOOD, b":method": b"POST", b"content-length": b"4"}.items()]
+    async with served(app) as server, raw_client(server) as client:
+        client.http.send_headers(0, fields)
+        client.http.send_data(0, b"abc", end_stream=False)
+        client.transmit()
+        assert await heard.get() == "http.request"
+        client.http.send_data(0, b"", end_stream=True)
+        client.transmit()
+        assert await client.answers.get() == ErrorCode.H3_MESSAGE_ERROR
+        assert await heard.get() == "http.disconnect"
         client.http.send_headers(4, list(GOOD.items()), end_stream=True)
         client.transmit()
         assert await client.answers.get() == b"200"

@@ -49,12 +49,16 @@ class Exchange:
     Args:
         stream_id: Its stream.
         consumed: Called with the number of bytes of the stream that have been read.
+
+    Attributes:
+        is_given_up: Whether its stream was reset in both directions already.
     """
 
     def __init__(self, stream_id: int, consumed: Callable[[int], None]) -> None:
         self.stream_id = stream_id
         self.request_ended = False
         self.response_ended = False
+        self.is_given_up = False
         self.error: QuicferryError | None = None
         self.head: ResponseHead | None = None
         self.uploader: asyncio.Task[None] | None = None

@@ -21,7 +21,7 @@ from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
 
 from quicferry.io import ConnectionLost, ConnectionProtocol
-from quicferry.transport import Connection, Http3Connection
+from quicferry.transport import Connection, Http3Connection, MessageMalformed
 
 from .errors import RequestFailed, reset_by_server
 from .exchange import Exchange, Response, ResponseHead, StreamedResponse
@@ -98,6 +98,10 @@ class HttpClient(ConnectionProtocol):
         """Hand on an event to the request that it belongs to."""
         for http_event in self._http.handle_event(event):
             exchange = self._exchanges.get(getattr(http_event, "stream_id", -1))
+            if exchange is not None and isinstance(http_event, MessageMalformed):
+                exchange.is_given_up = True
+                problem = f"the response is malformed: {http_event.reason}"
+                exchange.fail(RequestFailed(problem, ErrorCode.H3_MESSAGE_ERROR))
             if exchange is None or not isinstance(http_event, (HeadersReceived, DataReceived)):
                 continue
             if isinstance(http_event, DataReceived):
@@ -216,7 +220,7 @@ class HttpClient(ConnectionProtocol):
         """Forget a request, and cancel it as far as it is still under way."""
         del self._exchanges[exchange.stream_id]
         exchange.stop_upload()
-        if self.closed_by is not None:
+        if self.closed_by is not None or exchange.is_given_up:
             return
         cancelled = ErrorCode.H3_REQUEST_CANCELLED
         if not exchange.request_ended:

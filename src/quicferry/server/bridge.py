@@ -12,7 +12,8 @@ hypercorn's `H3Protocol` turns requests into ASGI calls and what the application
   application does not finish, or that has another length than announced, is reset
   (RFC 9114 4.1.2), for the client must not take it for complete.
 - *Form*: header fields that HTTP/3 does not allow are left out or refused here (RFC 9114 4.2),
-  since a client would close the whole connection because of them.
+  since a client would fail because of them. A malformed request costs its stream, not the
+  connection (RFC 9114 4.1.2). Several ``cookie`` fields become one (RFC 9114 4.2.1).
 - *Hand-over*: new requests can be made to wait (`draining`). When none is running, what HTTP/3
   knows can be carried to another host.
 """
@@ -24,13 +25,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from aioquic.h3.connection import (
-    CONNECTION_SPECIFIC_HEADERS,
-    ErrorCode,
-    ProtocolError,
-    stream_is_request_response,
-    validate_response_headers,
-)
+from aioquic.h3.connection import ErrorCode, stream_is_request_response
 from aioquic.h3.events import DataReceived, H3Event, Headers, HeadersReceived
 from aioquic.quic.events import (
     QuicEvent,
@@ -45,6 +40,7 @@ from hypercorn.protocol.events import (
     EndData,
     Event,
     InformationalResponse,
+    Request,
     Response,
     StreamClosed,
     Trailers,
@@ -55,7 +51,12 @@ from hypercorn.typing import (
 )
 
 from quicferry.io import ConnectionProtocol
-from quicferry.transport import Http3Connection, SnapshotError
+from quicferry.transport import (
+    Http3Connection,
+    MessageMalformed,
+    SnapshotError,
+    sendable_fields,
+)
 
 from .application import Application
 from .draining import Admission, Gate, RunningRequest
@@ -143,6 +144,11 @@ class AsgiBridge(H3Protocol):
             self._forget(exchange)
 
     def _http_event_received(self, event: H3Event) -> None:
+        if isinstance(event, MessageMalformed):
+            logger.info("a request is malformed: %s", event.reason)
+            if (exchange := self._exchanges.get(event.stream_id)) is not None:
+                self._abort(exchange, ErrorCode.H3_MESSAGE_ERROR)
+            return
         if not isinstance(event, (HeadersReceived, DataReceived)):
             return
         exchange = self._exchanges.get(event.stream_id)
@@ -156,9 +162,7 @@ class AsgiBridge(H3Protocol):
             exchange.end()
 
     def _open(self, request: HeadersReceived) -> None:
-        fields = dict(request.headers)
-        method, path = fields[b":method"], fields.get(b":path", b"")
-        if not (method.isascii() and path and path.isascii()):
+        if b":path" not in dict(request.headers):  # CONNECT, which only proxies serve
             self._reset(request.stream_id, ErrorCode.H3_MESSAGE_ERROR)
             return
         exchange = self._exchange(request)
@@ -198,7 +202,7 @@ class AsgiBridge(H3Protocol):
         client, server = self._quic.get_peer_address(), self._quic.server_address
         self.client = None if client is None else client[:2]
         self.server = None if server is None else server[:2]
-        await super()._create_stream(request)
+        await super()._create_stream(replace(request, headers=_one_cookie(request.headers)))
 
     def _exchange(self, request: HeadersReceived) -> Exchange:
         fields = dict(request.headers)
@@ -234,11 +238,11 @@ class AsgiBridge(H3Protocol):
             raise ClientDisconnected("the client has gone away")
         match event:
             case Response():
-                event = replace(event, headers=_sendable(event.status_code, event.headers))
+                event = replace(event, headers=_response(event.status_code, event.headers))
                 exchange.started(event)
                 await super().stream_send(event)
             case InformationalResponse():
-                headers = _sendable(event.status_code, event.headers)
+                headers = _response(event.status_code, event.headers)
                 await super().stream_send(replace(event, headers=headers))
             case Body() | Data():
                 exchange.sends(len(event.data))
@@ -247,7 +251,12 @@ class AsgiBridge(H3Protocol):
                     await super().stream_send(replace(event, data=piece))
                     await self._room(exchange)
             case Trailers():
-                exchange.trailers += event.headers  # with the end of the stream
+                # They are sent with the end of the stream.
+                exchange.trailers += sendable_fields("trailers", event.headers)
+            case Request():  # a push
+                promised = [(b":method", b"GET"), (b":path", event.raw_path), *event.headers]
+                headers = sendable_fields("promise", promised)[2:]
+                await super().stream_send(replace(event, headers=headers))
             case EndBody() | EndData():
                 await self._end(exchange, event)
             case _:
@@ -373,16 +382,23 @@ class AsgiBridge(H3Protocol):
         return self.connection.export()
 
 
-def _sendable(status: int, headers: Headers) -> Headers:
+def _response(status: int, headers: Headers) -> Headers:
     """Return the header fields of a response as HTTP/3 wants them.
 
     Raises:
         ValueError: If one of them cannot be sent.
     """
-    lowered = [(name.lower(), value) for name, value in headers]
-    sendable = [field for field in lowered if field[0] not in CONNECTION_SPECIFIC_HEADERS]
-    try:
-        validate_response_headers([(b":status", b"%d" % status), *sendable])
-    except ProtocolError as exc:
-        raise ValueError(f"HTTP/3 does not allow this response: {exc.reason_phrase}") from exc
-    return sendable
+    return sendable_fields("response", [(b":status", b"%d" % status), *headers])[1:]
+
+
+def _one_cookie(headers: Headers) -> Headers:
+    """Return the header fields of a request with one ``cookie`` for all (RFC 9114 4.2.1).
+
+    HTTP/2 and HTTP/3 cut it, to compress it better; who reads it elsewhere knows only one.
+    """
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return headers
+    place = [name for name, _ in headers].index(b"cookie")
+    others = [field for field in headers[place:] if field[0] != b"cookie"]
+    return [*headers[:place], (b"cookie", b"; ".join(cookies)), *others]

@@ -8,6 +8,7 @@ from .addresses import NetworkAddress, address_from_network, network_address
 from .configuration import Configuration
 from .connection import Connection
 from .http3 import Http3Connection
+from .http3_messages import MessageMalformed, sendable_fields
 from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
 from .snapshot import freeze, last_words, prepare_snapshots, thaw
@@ -22,6 +23,7 @@ __all__ = [
     "Configuration",
     "Connection",
     "Http3Connection",
+    "MessageMalformed",
     "NetworkAddress",
     "PathEstimate",
     "SnapshotError",
@@ -35,6 +37,7 @@ __all__ = [
     "network_address",
     "prepare_snapshots",
     "resume_after_freeze",
+    "sendable_fields",
     "thaw",
     "unread_events",
 ]

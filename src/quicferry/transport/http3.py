@@ -6,11 +6,20 @@ another host: `export` here, and the argument `state` there.
 
 from __future__ import annotations
 
-from aioquic.h3.connection import H3Connection, H3Stream, HeadersState
+from contextlib import suppress
+
+from aioquic.h3.connection import (
+    ErrorCode,
+    H3Connection,
+    H3Stream,
+    HeadersState,
+    MessageError,
+)
 from aioquic.h3.events import H3Event, Headers
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 
+from .http3_messages import MessageMalformed, check_fields, complete_request
 from .http3_state import HTTP3, Http3State, capture_http3, restore_http3
 from .qpack import StaticDecoder, StaticEncoder
 from .snapshot_format import SnapshotError, decode, encode
@@ -20,8 +29,13 @@ class Http3Connection(H3Connection):
     """aioquic's HTTP/3 connection, with these differences.
 
     - It knows of responses without a body. The content-length of a response to HEAD, or with
-      status 304, says how long a body would have been (RFC 9110 8.6). aioquic takes it for the
-      length of the empty body that follows, and closes the connection.
+      status 204 or 304, says nothing of a body (RFC 9114 4.1.2, RFC 9110 8.6). aioquic takes it
+      for the length of the empty body that follows.
+    - A malformed message costs its stream, not the connection (RFC 9114 4.1.2): the stream is
+      reset with H3_MESSAGE_ERROR in both directions, nothing of it is looked at any more, and
+      `MessageMalformed` says so. A body that becomes longer than announced is noticed at once. More
+      is malformed than for aioquic, and a request without ``:authority`` is not if it has
+      ``host``; see `http3_messages`.
     - On a server it offers no dynamic QPACK table and uses none. A client that uses one all the
       same has broken the protocol (RFC 9204 2.2.3, 3.2.3), and the connection is closed.
     - A request can be ignored, from the middle of a frame on.
@@ -38,6 +52,7 @@ class Http3Connection(H3Connection):
     def __init__(self, quic: QuicConnection, *, state: bytes | None = None) -> None:
         self._bodiless: set[int] = set()
         self._ignored: set[int] = set()
+        self._malformed: dict[int, str] = {}
         self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
         super().__init__(quic)
 
@@ -77,7 +92,12 @@ class Http3Connection(H3Connection):
             if is_last:
                 self._ignored.remove(stream_id)
             return []
-        return super().handle_event(event)
+        http_events = super().handle_event(event)
+        if isinstance(event, StreamDataReceived):
+            self._check_excess(event.stream_id)
+        if self._malformed:
+            http_events = [*self._without_malformed(http_events), *self._give_up_malformed()]
+        return http_events
 
     # Responses, on a client
 
@@ -104,12 +124,77 @@ class Http3Connection(H3Connection):
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         headers: Headers = super()._decode_headers(stream_id, frame_data)
-        if (b":status", b"304") in headers:
-            self._bodiless.add(stream_id)
+        check_fields(headers)
+        if self._is_client:
+            if (b":status", b"304") in headers or (b":status", b"204") in headers:
+                self._bodiless.add(stream_id)
+        elif self._stream[stream_id].headers_recv_state is HeadersState.INITIAL:
+            headers = complete_request(headers)
         return headers
+
+    def _handle_request_or_push_frame(
+        self,
+        frame_type: int,
+        frame_data: bytes | None,
+        stream: H3Stream,
+        stream_ended: bool,
+    ) -> list[H3Event]:
+        if stream.stream_id in self._malformed:
+            return []
+        try:
+            return super()._handle_request_or_push_frame(
+                frame_type, frame_data, stream, stream_ended
+            )
+        except MessageError as exc:
+            self._malformed[stream.stream_id] = exc.reason_phrase
+            return []
+
+    def _handle_request_or_push_end(self, stream: H3Stream) -> list[H3Event]:
+        if stream.stream_id in self._malformed:
+            return []
+        try:
+            return super()._handle_request_or_push_end(stream)
+        except MessageError as exc:
+            self._malformed[stream.stream_id] = exc.reason_phrase
+            return []
 
     def _check_content_length(self, stream: H3Stream) -> None:
         if stream.stream_id in self._bodiless:
-            self._bodiless.remove(stream.stream_id)
             stream.expected_content_length = 0
         super()._check_content_length(stream)
+
+    # Malformed messages
+
+    def _check_excess(self, stream_id: int) -> None:
+        """Notice a body that is longer than announced before its end, which may never come."""
+        stream = self._stream.get(stream_id)
+        if stream is None:
+            self._bodiless.discard(stream_id)
+            return
+        announced = 0 if stream_id in self._bodiless else stream.expected_content_length
+        if announced is not None and stream.content_length > announced:
+            self._malformed.setdefault(stream_id, "the body is longer than its content-length")
+
+    def _without_malformed(self, http_events: list[H3Event]) -> list[H3Event]:
+        return [
+            event
+            for event in http_events
+            if getattr(event, "stream_id", None) not in self._malformed
+        ]
+
+    def _give_up_malformed(self) -> list[H3Event]:
+        malformed, self._malformed = self._malformed, {}
+        if self._is_done:
+            return []
+        for stream_id in malformed:
+            self._bodiless.discard(stream_id)
+            stream = self._stream.pop(stream_id, None)
+            if stream is None:
+                continue  # it is over in both directions
+            if not stream.sending_ended:
+                self._quic.reset_stream(stream_id, ErrorCode.H3_MESSAGE_ERROR)
+            if not stream.receiving_ended:
+                self._ignored.add(stream_id)
+                with suppress(ValueError):  # the peer may have reset it already
+                    self._quic.stop_stream(stream_id, ErrorCode.H3_MESSAGE_ERROR)
+        return [MessageMalformed(*item) for item in malformed.items()]
