@@ -22,6 +22,7 @@ from cli.command_line import (
     start,
     start_server,
 )
+from traces import names, read_trace
 
 # fetch
 
@@ -131,8 +132,8 @@ def test_qlog_and_secrets(shared_server: RunningServer, tmp_path: Path) -> None:
         "/", "--qlog", tmp_path / "qlog", env={**os.environ, "SSLKEYLOGFILE": str(secrets)}
     )
     assert done.returncode == 0
-    (trace,) = (tmp_path / "qlog").glob("*-client.qlog")
-    assert json.loads(trace.read_text())["traces"][0]["events"]
+    (trace,) = (tmp_path / "qlog").glob("*-client.sqlog")
+    assert "migration:connection_closed" in names(read_trace(trace)[1])
     assert b"CLIENT_TRAFFIC_SECRET_0" in secrets.read_bytes()
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o600
 
@@ -316,8 +317,21 @@ def test_shutdown(server: RunningServer) -> None:
 def test_control_is_traced(server: RunningServer, tmp_path: Path) -> None:
     assert server.ctl("status", "--qlog", tmp_path / "qlog").returncode == 0
     (trace,) = (tmp_path / "qlog").iterdir()
-    events = json.loads(trace.read_text())["traces"][0]["events"]
-    assert [event["name"] for event in events] == ["quicferry:command", "quicferry:result"]
+    assert names(read_trace(trace)[1]) == ["quicferry:command", "quicferry:result"]
+
+
+def test_a_server_that_is_stopped_leaves_its_traces(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--qlog", tmp_path / "qlog")
+    client = start("fetch", server.url("/"), "--insecure", "--repeat", "2", "--interval", "20")
+    assert client.stdout is not None
+    client.stdout.readline()
+    server.process.send_signal(signal.SIGTERM)
+    assert finish(server.process)[0] == 0
+    client.kill()
+    finish(client)
+    (trace,) = (tmp_path / "qlog").iterdir()
+    sent = [each for each in read_trace(trace)[1] if each["name"] == "transport:packet_sent"]
+    assert sent[-1]["data"]["frames"][0]["frame_type"] == "connection_close"
 
 
 def test_socket_of_a_server_that_is_gone(tmp_path: Path) -> None:

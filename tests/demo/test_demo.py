@@ -78,8 +78,9 @@ def test_mixed_with_everything_on_it(tmp_path: Path) -> None:
     assert "▲" in text
     assert plot.read_bytes().startswith(b"\x89PNG")
     # The client without the extension connects twice.
-    assert len(list((tmp_path / "qlog").glob("*-client.qlog"))) == 7
-    assert len(list((tmp_path / "qlog").glob("*-server.qlog"))) == 7
+    assert len(list((tmp_path / "qlog").glob("*-client.sqlog"))) == 7
+    assert len(list((tmp_path / "qlog").glob("*-server.sqlog"))) == 7
+    assert len(list((tmp_path / "qlog").glob("*-server-2.sqlog"))) == 5  # were handed over
 
 
 def test_loss_and_another_path_after_the_move() -> None:

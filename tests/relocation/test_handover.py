@@ -25,11 +25,12 @@ from loopback import (
     server_side,
 )
 from relocation.agents import APPLICATION, DESTINATION, SOURCE, Hosts, Relay, agent_at, two_hosts
+from traces import names, read_trace
 
 from quicferry import ClientMigration, HttpClient, Server, ServerMigration
-from quicferry.io import DatagramLink
+from quicferry.io import DatagramLink, QlogDirectory
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation import Discarded, Identity, Offered
+from quicferry.relocation import Discarded, Identity, Offered, make_identities
 from quicferry.relocation.handover import Handover, HandoverPlan
 from quicferry.relocation.report import Outcome, RelocationReport, Step, StepEnded
 from quicferry.server import Phase, Unready
@@ -454,3 +455,24 @@ async def test_a_commitment_whose_link_is_lost_is_asked_about(tmp_path: Path, lo
             assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
             assert client.server_address == hosts.destination
             await handover.finish()
+
+
+async def test_the_destination_goes_on_in_a_trace_of_its_own(tmp_path: Path) -> None:
+    traces = QlogDirectory(tmp_path / "qlog")
+    port = free_port(SOURCE, DESTINATION)
+    identities = make_identities(tmp_path / "identities", [SOURCE, DESTINATION])
+    traced = server_configuration(quic_logger=traces)
+    async with (
+        served(host=SOURCE, port=port, configuration=traced) as server,
+        agent_at(DESTINATION, port, identities, configuration=traced) as agent,
+        http_client(server) as client,
+    ):
+        await server_side(server, client)
+        report = await Hosts(server, agent, identities).hand_over()
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        await client.request("GET", "/")
+    before, after = sorted(traces.path.iterdir(), key=lambda path: len(path.name))
+    assert after.name == before.name.replace("-server", "-server-2")
+    assert read_trace(before)[0] == read_trace(after)[0]
+    assert "migration:migration_ready" in names(read_trace(before)[1])
+    assert "migration:migration_completed" in names(read_trace(after)[1])

@@ -18,7 +18,7 @@ from aioquic.quic.logger import QuicLoggerTrace
 from quicferry.cli.help import Group
 from quicferry.cli.options import PROTOCOL_NAMES, common_options, json_option
 from quicferry.cli.options import address as parse_address
-from quicferry.lab.qlog import QlogDirectory
+from quicferry.io import QlogDirectory
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import ManagementClient, management_directory
 

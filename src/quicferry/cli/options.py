@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from quicferry.lab.qlog import QlogDirectory
+from quicferry.io import QlogDirectory
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     Address,
@@ -90,7 +90,7 @@ def common_options(command: Command) -> Command:
         "--qlog",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
-        help="Write traces in qlog format into this directory.",
+        help="Write traces in qlog format into this directory, as things happen.",
     )(command)
 
 

@@ -6,6 +6,7 @@ from .link import ClientLink, DatagramLink, WrapTransport
 from .protocol import ConnectionProtocol, EventStream, Forward, forward_nowhere
 from .routing import Berth, ConnectionRouter, Handshakes
 from .stateless import AddressValidation
+from .traces import QlogDirectory, TraceError
 from .udp import UdpSocket
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "EventStream",
     "Forward",
     "Handshakes",
+    "QlogDirectory",
+    "TraceError",
     "UdpEndpoint",
     "UdpSocket",
     "WrapTransport",

@@ -154,7 +154,8 @@ def last_words(
     Raises:
         SnapshotError: As `freeze`.
     """
-    copy = thaw(freeze(connection, now=now), configuration=configuration, now=now)
+    untraced = replace(configuration, quic_logger=None)
+    copy = thaw(freeze(connection, now=now), configuration=untraced, now=now)
     activate(copy, now=now)
     copy.close(reason_phrase=reason_phrase)
     return copy.datagrams_to_send(now)

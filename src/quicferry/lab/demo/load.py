@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quicferry.client import HttpClient, connect
-from quicferry.io import ConnectFailed, ConnectionLost, DatagramLink
+from quicferry.io import ConnectFailed, ConnectionLost, DatagramLink, QlogDirectory
 from quicferry.lab.demo import content
 from quicferry.lab.demo.content import Verifier, WrongBodyError
 from quicferry.lab.demo.results import Arrival, ClientProgress, ClientReport, Gap, Sample
@@ -21,7 +21,6 @@ from quicferry.lab.demo.settings import ClientPlan, WorkerSettings
 from quicferry.lab.demo.watch import Watch
 from quicferry.lab.emulation import EmulatedNetwork, PathSpec
 from quicferry.lab.patience import patient
-from quicferry.lab.qlog import QlogDirectory
 from quicferry.protocol import (
     Address,
     ClientMigration,
