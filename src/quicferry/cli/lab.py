@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from quicferry.cli.help import Command, Group
+from quicferry.cli.lab_ratios import ratios
 from quicferry.cli.lab_run import report, run
 from quicferry.cli.lab_sweep import sweep
 from quicferry.cli.lab_vm import vm
@@ -143,5 +144,5 @@ def clean() -> None:
     rootfs.clean()
 
 
-for command in (run, sweep, report, vm):
+for command in (ratios, run, sweep, report, vm):
     lab.add_command(command)

@@ -48,7 +48,9 @@ def prepare_bundle(hosts: tuple[str, ...], pool: tuple[str, ...]) -> Path:
             _remove_former()
             folder.mkdir(exist_ok=True)
             _make(folder, hosts, pool, root)
-        os.utime(folder)
+        # In a virtual machine it is on a disk for reading only, where nobody removes it.
+        if os.access(folder, os.W_OK):
+            os.utime(folder)
     return folder
 
 

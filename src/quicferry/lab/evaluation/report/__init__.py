@@ -15,7 +15,7 @@ import polars as pl
 
 from quicferry import __version__
 from quicferry.lab.bench.report import Figure
-from quicferry.lab.evaluation import bounds, experiment, metrics
+from quicferry.lab.evaluation import bounds, experiment, metrics, ratios
 from quicferry.lab.evaluation.metrics import Measured
 from quicferry.lab.evaluation.report import pictures, sections
 from quicferry.lab.evaluation.report.page import (
@@ -24,6 +24,7 @@ from quicferry.lab.evaluation.report.page import (
     MISSING,
     NAME,
     TEXT,
+    THESIS,
     VERDICT,
     Column,
     Section,
@@ -38,6 +39,7 @@ from quicferry.lab.evaluation.store import StoreError
 PAGE = "report.html"
 PICTURES = "pictures"
 CALIBRATION = "calibration.json"
+RATIOS = "ratios.json"
 
 _TITLE = "Moving a live QUIC server: the evaluation"
 _LEAD = (
@@ -59,7 +61,7 @@ def write(folder: Path) -> list[Path]:
         The page, ``report.html``, and then each picture as PNG and SVG, in ``pictures/``.
 
     Raises:
-        StoreError: Results, or the calibration, cannot be read.
+        QuicferryError: Results, ratios, or the calibration cannot be read.
     """
     measured = metrics.measure(folder)
     saved: list[Path] = []
@@ -101,7 +103,7 @@ def _sections(folder: Path, measured: Sequence[Measured], draw: sections.Draw) -
     for number, one in enumerate(one for one in measured if one.experiment is None):
         title = f"Sweep in {one.tables.folder.resolve().name}"
         found.append(Section(f"sweep-{number + 1}", title, sections.of_sweep(one, draw)))
-    return [*found, *_trust(folder)]
+    return [*found, *_ratios(folder), *_trust(folder)]
 
 
 def _what_was_run(measured: Sequence[Measured]) -> Section:
@@ -151,6 +153,39 @@ def _figures_to_reach(measured: Sequence[Measured]) -> list[Section]:
     if not found:
         return []
     return [Section("figures", "The figures to reach", _tally(found) + _figures(found))]
+
+
+def _ratios(folder: Path) -> list[Section]:
+    path = folder / RATIOS
+    if not path.exists():
+        return []
+    samples = ratios.read(path)
+    machines = ", ".join(dict.fromkeys(sample.machine for sample in samples))
+    columns = [
+        Column("technique", NAME),
+        *map(Column, ("memory, MB", "runs", "failed")),
+        *(
+            column
+            for metric in ratios.METRICS
+            for column in (Column(metric), Column("thesis", THESIS))
+        ),
+    ]
+    rows: dict[tuple[str, int], list[str]] = {}
+    for row in ratios.compared(samples):
+        first = [row["technique"], *(str(row[name]) for name in ("memory_mb", "runs", "failed"))]
+        cells = rows.setdefault((row["technique"], row["memory_mb"]), first)
+        cells += [_two_digits(row["ratio"]), _two_digits(row["thesis"])]
+    text = (
+        "Times as ratios to those of cold with the same memory, each trial of a round right after "
+        f"the one before ({machines}). In an emulated machine the seconds themselves mean nothing. "
+        "What is copied ahead, while the server still serves, is set beside the silence of cold."
+    )
+    body = paragraph(text) + table("Ratios of medians to cold", columns, rows.values())
+    return [Section("ratios", "Each technique beside cold", body)]
+
+
+def _two_digits(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{ratio:.2f}"
 
 
 def _trust(folder: Path) -> list[Section]:
