@@ -103,6 +103,7 @@ class Application:
         self.config = Config()
         self.config.errorlog = logger
         self.config.include_server_header = False
+        self.config.include_date_header = False  # hypercorn adds a second one
         if access_logger.isEnabledFor(logging.INFO):
             self.config.accesslog = access_logger
         self.call = ASGIWrapper(app)

@@ -6,7 +6,8 @@ hypercorn's `H3Protocol` turns requests into ASGI calls and what the application
 - *Backpressure*: `send` waits while more than `HIGH_WATER` bytes of its stream are unsent, and what
   an application has not read of a request is not granted to the client again (flow control).
 - *Isolation*: each request has a queue and a task of its own, so that one whose application does
-  not read holds up no other.
+  not read holds up no other. Tasks of an application that send on one response at the same time
+  take turns, a whole message each.
 - *Ends*: a request that the client cancels, or whose connection is lost, becomes
   ``http.disconnect``, and what is sent afterwards raises `ClientDisconnected`. A response that the
   application does not finish, or that has another length than announced, is reset
@@ -22,8 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from functools import partial
+from wsgiref.handlers import format_date_time
 
 from aioquic.h3.connection import ErrorCode, stream_is_request_response
 from aioquic.h3.events import DataReceived, H3Event, Headers, HeadersReceived
@@ -162,10 +165,13 @@ class AsgiBridge(H3Protocol):
             exchange.end()
 
     def _open(self, request: HeadersReceived) -> None:
-        if b":path" not in dict(request.headers):  # CONNECT, which only proxies serve
+        fields = dict(request.headers)
+        if b":path" not in fields:  # CONNECT, which only proxies serve
             self._reset(request.stream_id, ErrorCode.H3_MESSAGE_ERROR)
             return
         exchange = self._exchange(request)
+        if fields.get(b"expect", b"").lower() == b"100-continue":
+            exchange.ask = partial(self._ask_for_body, exchange.stream_id)
         exchange.pump = asyncio.create_task(self._pump(exchange, request))
 
     async def _pump(self, exchange: Exchange, request: HeadersReceived) -> None:
@@ -192,6 +198,8 @@ class AsgiBridge(H3Protocol):
         except Exception:
             logger.exception("a request fails")
             self._abort(exchange, ErrorCode.H3_INTERNAL_ERROR)
+        finally:
+            self.streams.pop(stream_id, None)  # hypercorn keeps those that were cancelled
 
     async def _create_stream(self, request: HeadersReceived) -> None:
         exchange = self._exchanges.get(request.stream_id)
@@ -212,6 +220,11 @@ class AsgiBridge(H3Protocol):
         self._exchanges[request.stream_id] = exchange
         self.idle.clear()
         return exchange
+
+    def _ask_for_body(self, stream_id: int) -> None:
+        """Let a client send its body, now that the application reads it (RFC 9110 10.1.1)."""
+        self.connection.send_headers(stream_id, [(b":status", b"100")])
+        self._protocol.transmit_soon()
 
     def _grant(self, exchange: Exchange) -> None:
         """Let the client send as much as the application has read."""
@@ -234,10 +247,20 @@ class AsgiBridge(H3Protocol):
             if exchange is not None:
                 self._close(exchange)
             return
-        if exchange is None or exchange.is_disconnected:
+        if exchange is None:
             raise ClientDisconnected("the client has gone away")
+        async with exchange.sending:
+            if exchange.is_disconnected:
+                raise ClientDisconnected("the client has gone away")
+            await self._send_event(exchange, event)
+
+    async def _send_event(self, exchange: Exchange, event: Event) -> None:
         match event:
             case Response():
+                if event.status_code < 200:
+                    raise ValueError(
+                        f"a response begins with its final status, not {event.status_code}"
+                    )
                 event = replace(event, headers=_response(event.status_code, event.headers))
                 exchange.started(event)
                 await super().stream_send(event)
@@ -246,10 +269,7 @@ class AsgiBridge(H3Protocol):
                 await super().stream_send(replace(event, headers=headers))
             case Body() | Data():
                 exchange.sends(len(event.data))
-                for start in range(0, len(event.data), PIECE):
-                    piece = event.data[start : start + PIECE]
-                    await super().stream_send(replace(event, data=piece))
-                    await self._room(exchange)
+                await self._send_pieces(exchange, event)
             case Trailers():
                 # They are sent with the end of the stream.
                 exchange.trailers += sendable_fields("trailers", event.headers)
@@ -261,6 +281,18 @@ class AsgiBridge(H3Protocol):
                 await self._end(exchange, event)
             case _:
                 await super().stream_send(event)
+
+    async def _send_pieces(self, exchange: Exchange, message: Body | Data) -> None:
+        for start in range(0, len(message.data), PIECE):
+            piece = message.data[start : start + PIECE]
+            await super().stream_send(replace(message, data=piece))
+            try:
+                await self._room(exchange)
+            except asyncio.CancelledError:
+                if start + PIECE < len(message.data):
+                    logger.error("a response is reset: the application has cut a message of it off")
+                    self._abort(exchange, ErrorCode.H3_INTERNAL_ERROR)
+                raise
 
     async def _end(self, exchange: Exchange, event: EndBody | EndData) -> None:
         exchange.response_ended = True
@@ -388,7 +420,10 @@ def _response(status: int, headers: Headers) -> Headers:
     Raises:
         ValueError: If one of them cannot be sent.
     """
-    return sendable_fields("response", [(b":status", b"%d" % status), *headers])[1:]
+    sendable = sendable_fields("response", [(b":status", b"%d" % status), *headers])[1:]
+    if status >= 200 and not any(name == b"date" for name, _ in sendable):
+        sendable.append((b"date", format_date_time(time.time()).encode()))  # RFC 9110 6.6.1
+    return sendable
 
 
 def _one_cookie(headers: Headers) -> Headers:

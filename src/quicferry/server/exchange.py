@@ -39,6 +39,8 @@ class Exchange:
         is_disconnected: Whether the client is gone, or wants no response.
         request_ended: Whether the request is complete.
         response_ended: Whether the response is.
+        sending: Held by the task of the application whose turn to send it is.
+        ask: Asks the client for the body, if it holds that back until then (RFC 9110 10.1.1).
         room: Done when there is room again for more of the response; None while nobody waits.
         pump: Hands the request to the application.
         trailers: Header fields to be sent at the end of the response.
@@ -55,6 +57,8 @@ class Exchange:
         self.method = request.method
         self.is_disconnected = False
         self.over = asyncio.Event()
+        self.sending = asyncio.Lock()
+        self.ask: Callable[[], None] | None = None
         self.request_ended = False
         self.response_ended = False
         self.room: asyncio.Future[None] | None = None
@@ -78,17 +82,20 @@ class Exchange:
 
     def put(self, data: bytes) -> None:
         """Take a part of the body in."""
+        self.ask = None
         self._chunks.append(data)
         self._unread += len(data)
         self._news.set()
 
     def end(self) -> None:
         """Note that the body is complete."""
+        self.ask = None
         self.request_ended = True
         self._news.set()
 
     def disconnect(self) -> None:
         """Note that the client is gone, or wants no response."""
+        self.ask = None
         self.is_disconnected = True
         self._news.set()
         if self.room is not None and not self.room.done():
@@ -106,6 +113,7 @@ class Exchange:
 
     def started(self, response: Response) -> None:
         """Note how long the body is announced to be."""
+        self.ask = None
         if not suppress_body(self.method, response.status_code):
             lengths = [value for name, value in response.headers if name == b"content-length"]
             self._announced = int(lengths[0]) if lengths else None
@@ -140,6 +148,9 @@ class Exchange:
             return
 
         async def paced_receive() -> ASGIReceiveEvent:
+            if self.ask is not None:
+                self.ask()
+                self.ask = None
             message = await receive()
             if message["type"] == "http.request":
                 self._unread -= len(message["body"])
