@@ -29,8 +29,9 @@ def sections(
     )
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
-        for child in command.commands.values():
-            if not child.hidden:
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
+            if child is not None and not child.hidden:
                 yield from sections(child, child.name or "", context)
 
 

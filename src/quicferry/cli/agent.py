@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from quicferry import __version__
-from quicferry.cli.help import Group
-from quicferry.cli.options import address, common_options, json_option
+from quicferry.cli.help import Elsewhere, Group
+from quicferry.cli.options import address, json_option
 from quicferry.cli.serving import (
     Say,
     Serving,
@@ -64,6 +64,13 @@ identity_option = click.option(
         "quicferry agent init --out identities alpha.example beta.example",
         "quicferry agent run app:app --listen 192.0.2.7:4434 --identity identities/beta.example",
     ),
+    elsewhere={
+        "receive": Elsewhere(
+            "agent_receive",
+            "receive",
+            "Receive containers that are moved here by `quicferry migrate`; to be run as root.",
+        ),
+    },
     epilog="Exit status: 0 success, 1 failure, 2 wrong usage.",
 )
 def agent() -> None:
@@ -84,8 +91,7 @@ def agent() -> None:
     help="Directory to make the identities in.  [default: the current one]",
 )
 @json_option
-@common_options
-def init(hosts: tuple[str, ...], *, out: Path, as_json: bool, qlog: Path | None) -> None:
+def init(hosts: tuple[str, ...], *, out: Path, as_json: bool) -> None:
     """Make an identity for each HOST, so that these hosts trust one another and nobody else.
 
     Copy each directory to its host; it holds the host's private key. The other hosts' certificates

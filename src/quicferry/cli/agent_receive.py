@@ -15,8 +15,9 @@ from quicferry.cli.agent import (
     identity_option,
     listen_option,
 )
+from quicferry.cli.engines import engine_option
 from quicferry.cli.help import Command
-from quicferry.cli.options import common_options, engine_option, json_option
+from quicferry.cli.options import json_option
 from quicferry.cli.serving import Say, say_json, say_text, stop_signals
 from quicferry.protocol import Address
 from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
@@ -57,7 +58,6 @@ from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
 @listen_option
 @identity_option
 @json_option
-@common_options
 def receive(
     *,
     engine: str,
@@ -68,7 +68,6 @@ def receive(
     listen: Address,
     identity: Path,
     as_json: bool,
-    qlog: Path | None,
 ) -> None:
     """Receive containers that are moved here by `quicferry migrate`; to be run as root.
 

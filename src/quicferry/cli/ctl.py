@@ -16,9 +16,8 @@ import click
 from aioquic.quic.logger import QuicLoggerTrace
 
 from quicferry.cli.help import Group
-from quicferry.cli.options import PROTOCOL_NAMES, common_options, json_option
+from quicferry.cli.options import PROTOCOL_NAMES, json_option, qlog_logger, qlog_option
 from quicferry.cli.options import address as parse_address
-from quicferry.io import QlogDirectory
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import ManagementClient, management_directory
 
@@ -72,7 +71,7 @@ def _command(body: Body) -> Command:
         asyncio.run(_run(socket, as_json, qlog, lambda session: body(session, *args, **kwargs)))
 
     command: Command = update_wrapper(click.pass_context(run), body)
-    return json_option(common_options(command))
+    return json_option(qlog_option(command))
 
 
 async def _run(
@@ -81,7 +80,7 @@ async def _run(
     qlog: Path | None,
     body: Callable[[Session], Coroutine[Any, Any, None]],
 ) -> None:
-    traces = None if qlog is None else QlogDirectory(qlog)
+    traces = qlog_logger(qlog)
     trace = None
     if traces is not None:
         # No QUIC connection gives this trace a name, so time and process do.

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from quicferry.cli.help import Command
-from quicferry.cli.options import common_options
+from quicferry.cli.options import qlog_option
 from quicferry.lab.demo.display import Display, print_result
 from quicferry.lab.demo.orchestrator import run_demo
 from quicferry.lab.demo.results import DemoResult
@@ -165,7 +165,7 @@ def _check_suffix(ctx: click.Context, param: click.Parameter, value: Path | None
     callback=_check_suffix,
     help="Draw service times into a png, svg or pdf file.",
 )
-@common_options
+@qlog_option
 def demo(
     *,
     protocol: str,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quicferry.cli.help import Command
-from quicferry.cli.options import common_options, json_option
+from quicferry.cli.options import json_option
 from quicferry.relocation.doctor import (
     ENGINES,
     TECHNIQUES,
@@ -60,7 +59,6 @@ _VERDICTS = {Outcome.OK: "works", Outcome.UNKNOWN: "may work", Outcome.MISSING: 
     help="Only look; do not move a throw-away process to see whether it works.",
 )
 @json_option
-@common_options
 @click.pass_context
 def doctor(
     ctx: click.Context,
@@ -69,7 +67,6 @@ def doctor(
     engine: str | None,
     only_look: bool,
     as_json: bool,
-    qlog: Path | None,
 ) -> None:
     """Say how servers can be moved from and to this host, what is missing, and how to get it.
 

@@ -23,11 +23,11 @@ import quicferry
 from quicferry.cli.events import describe_event, encode_event
 from quicferry.cli.help import Command
 from quicferry.cli.options import (
-    common_options,
     json_option,
     open_secrets_log,
     protocols_option,
     qlog_logger,
+    qlog_option,
 )
 from quicferry.client import HttpClient
 from quicferry.io import ConnectFailed, ConnectionLost
@@ -190,7 +190,7 @@ class FetchOptions:
 )
 @click.option("--fail", is_flag=True, help="Fail when the status is 400 or above.")
 @json_option
-@common_options
+@qlog_option
 def fetch(
     url: str,
     *,

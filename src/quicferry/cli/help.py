@@ -1,11 +1,16 @@
-"""Commands whose --help has examples in it."""
+"""What commands have in common: examples, a level for the log, and that they come when called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import click
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class _WithExamples(click.Command):
@@ -23,14 +28,87 @@ class _WithExamples(click.Command):
 
 
 class Command(_WithExamples):
-    """A command with examples.
+    """A command with examples, and with ``--log-level``.
 
     Args:
         examples: Command lines; those that do not fit into a line are not wrapped.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--log-level"],
+                type=click.Choice(LOG_LEVELS),
+                default="warning",
+                show_default=True,
+                expose_value=False,
+                callback=_set_log_level,
+                help="How much the log on stderr tells.",
+            )
+        )
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger().setLevel(value.upper())
+    if value != "debug":
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A command that is imported when it is called.
+
+    Attributes:
+        module: The module of `quicferry.cli` that it is in.
+        name: Its name there.
+        summary: The first sentence of its help.
+    """
+
+    module: str
+    name: str
+    summary: str
+
+    def load(self) -> click.Command:
+        """Import it."""
+        command = getattr(import_module(f"quicferry.cli.{self.module}"), self.name)
+        assert isinstance(command, click.Command), f"{self.name} is a command"
+        return command
+
 
 class Group(_WithExamples, click.Group):
-    """A group of commands with examples, which fails in the same way as its commands."""
+    """A group of commands with examples, which fails in the same way as its commands.
+
+    Args:
+        elsewhere: Commands by their names, beside those that are added.
+    """
 
     command_class = Command
+
+    def __init__(
+        self, *args: Any, elsewhere: Mapping[str, Elsewhere] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.elsewhere = dict(elsewhere or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order in which they should be learnt."""
+        return [*self.elsewhere, *(name for name in self.commands if name not in self.elsewhere)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; now it is needed."""
+        if cmd_name in self.elsewhere and cmd_name not in self.commands:
+            self.add_command(self.elsewhere[cmd_name].load(), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for each command, without importing any."""
+        rows = [
+            (name, self.elsewhere[name].summary)
+            if name in self.elsewhere
+            else (name, self.commands[name].get_short_help_str(limit=1000))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)

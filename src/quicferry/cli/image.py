@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from quicferry.cli.help import Command
-from quicferry.cli.options import address, common_options, json_option
+from quicferry.cli.options import address, json_option
 from quicferry.cli.serve import serve
 from quicferry.cli.serving import Say, say_json, say_text
 from quicferry.protocol import Address
@@ -132,7 +132,6 @@ class _Next:
     "lacks CAP_SYS_RESOURCE, without which CRIU can move only root's processes]",
 )
 @json_option
-@common_options
 def image(
     app: str,
     options: tuple[str, ...],
@@ -144,7 +143,6 @@ def image(
     bind: Address,
     user: int | None,
     as_json: bool,
-    qlog: Path | None,
     **files: Path | None,
 ) -> None:
     """Make of the ASGI application APP (module:attribute) what a container engine runs.

@@ -1,26 +1,10 @@
-"""`quicferry lab`: the laboratory's hosts and links."""
+"""`quicferry lab`: the laboratory."""
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from pathlib import Path
-
 import click
 
-from quicferry.cli.help import Command, Group
-from quicferry.cli.lab_ratios import ratios
-from quicferry.cli.lab_run import report, run
-from quicferry.cli.lab_sweep import sweep
-from quicferry.cli.lab_vm import vm
-from quicferry.lab.bench.report import Figure, as_json
-from quicferry.lab.containers.figures import measure
-from quicferry.lab.evaluation.comparison import compare
-from quicferry.lab.hosts import needs, rootfs
-from quicferry.lab.hosts.calibrate import calibrate
-
-_PARTS = {"links": calibrate, "simulation": compare}
-"""What can be calibrated, in order."""
+from quicferry.cli.help import Elsewhere, Group
 
 
 @click.group(
@@ -30,6 +14,47 @@ _PARTS = {"links": calibrate, "simulation": compare}
         "quicferry lab calibrate",
         "quicferry lab calibrate --json | jq '.[] | select(.is_met | not)'",
     ),
+    elsewhere={
+        "setup": Elsewhere(
+            "lab_hosts",
+            "setup",
+            "Make the system that the laboratory's hosts run: Debian with CRIU, runc and Podman.",
+        ),
+        "calibrate": Elsewhere(
+            "lab_measure",
+            "calibrate_command",
+            "Measure the laboratory itself: its links, and its simulation.",
+        ),
+        "containers": Elsewhere(
+            "lab_measure",
+            "containers",
+            "Measure relocations of real containers, beside the thesis's figures.",
+        ),
+        "clean": Elsewhere(
+            "lab_hosts",
+            "clean",
+            "Remove what `quicferry lab setup` has made; no host may be running.",
+        ),
+        "ratios": Elsewhere(
+            "lab_ratios",
+            "ratios",
+            "Compare the techniques that move a container: each one's times as a ratio to cold's.",
+        ),
+        "run": Elsewhere("lab_run", "run", "Carry out experiments of the evaluation, 0 to 6."),
+        "sweep": Elsewhere(
+            "lab_sweep", "sweep", "Run every combination of lists of parameters, in the simulation."
+        ),
+        "report": Elsewhere(
+            "lab_run",
+            "report",
+            "Make a page of what `quicferry lab run` has found, beside what the thesis has.",
+        ),
+        "vm": Elsewhere(
+            "lab_vm",
+            "vm",
+            "A virtual machine with Debian's own kernel, for what this machine's kernel cannot do.",
+        ),
+    },
 )
 def lab() -> None:
     """Hosts made of namespaces, with emulated links between them: to try and to measure.
@@ -37,112 +62,3 @@ def lab() -> None:
     All of it needs root, and leaves nothing behind but a Debian system that is made once and kept
     in /var/cache/quicferry/lab ($QUICFERRY_LAB_DIR names another place).
     """
-
-
-@lab.command(
-    cls=Command,
-    examples=("quicferry lab setup", "QUICFERRY_LAB_DIR=/srv/lab quicferry lab setup"),
-)
-def setup() -> None:
-    """Make the system that the laboratory's hosts run: Debian with CRIU, runc and Podman.
-
-    It takes about a minute, 800 MB, and the archive and package index that apt and pip of this
-    machine are configured for. What is there already is left as it is.
-    """
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
-    needs.install(say)
-    click.echo(rootfs.make(say))
-
-
-@lab.command(
-    "calibrate",
-    cls=Command,
-    examples=(
-        "quicferry lab calibrate",
-        "quicferry lab calibrate --out quicferry-results/calibration.json",
-        "quicferry lab calibrate --only links",
-    ),
-)
-@click.option(
-    "--only",
-    type=click.Choice(_PARTS),
-    help="Measure a part: links, or the simulation beside real sockets.",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the figures as JSON, too: the evaluation's report shows its DIR/calibration.json.",
-)
-@click.option("--json", "as_array", is_flag=True, help="Print a JSON array instead of lines.")
-def calibrate_command(*, only: str | None, out: Path | None, as_array: bool) -> None:
-    """Measure the laboratory itself: its links, and its simulation.
-
-    Are the links what they are said to be, from end to end? And do the same small runs take the
-    same time in the simulation and on real sockets? It takes about three minutes. The exit status
-    is 1 if a figure is out of its bounds; a machine with other work to do may be the reason.
-    """
-    if out is not None and not out.parent.is_dir():
-        raise click.BadParameter(f"there is no directory {out.parent}", param_hint="--out")
-
-    def tell(figure: Figure) -> None:
-        if not as_array:
-            click.echo(figure.line())
-
-    figures: list[Figure] = []
-    for part, measure_part in _PARTS.items():
-        if only in (None, part):
-            figures += asyncio.run(measure_part(tell))
-    if as_array:
-        click.echo(as_json(figures))
-    if out is not None:
-        out.write_text(as_json(figures) + "\n", encoding="utf-8")
-    if not all(figure.is_met for figure in figures):
-        sys.exit(1)
-
-
-@lab.command(
-    cls=Command, examples=("quicferry lab containers", "quicferry lab containers --reps 9")
-)
-@click.option(
-    "--reps",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="How often each trial is made; figures are medians.",
-)
-@click.option("--json", "as_array", is_flag=True, help="Print a JSON array instead of lines.")
-def containers(*, reps: int, as_array: bool) -> None:
-    """Measure relocations of real containers, beside the thesis's figures.
-
-    A server in a container of runc is moved between two hosts under load, by each technique that
-    this kernel can do. It takes a few minutes. The exit status is 1 if a figure is out of its
-    bounds; a machine with other work to do may be the reason.
-    """
-
-    async def run() -> list[Figure]:
-        figures = []
-        async for figure in measure(reps):
-            figures.append(figure)
-            if not as_array:
-                click.echo(figure.line())
-        return figures
-
-    figures = asyncio.run(run())
-    if as_array:
-        click.echo(as_json(figures))
-    if not all(figure.is_met for figure in figures):
-        sys.exit(1)
-
-
-@lab.command(cls=Command, examples=("quicferry lab clean",))
-def clean() -> None:
-    """Remove what `quicferry lab setup` has made; no host may be running."""
-    rootfs.clean()
-
-
-for command in (ratios, run, sweep, report, vm):
-    lab.add_command(command)

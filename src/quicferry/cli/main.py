@@ -8,17 +8,7 @@ from typing import Any
 import click
 
 from quicferry import __version__
-from quicferry.cli.agent import agent
-from quicferry.cli.agent_receive import receive
-from quicferry.cli.ctl import ctl
-from quicferry.cli.demo import demo
-from quicferry.cli.doctor import doctor
-from quicferry.cli.fetch import fetch
-from quicferry.cli.help import Group
-from quicferry.cli.image import image
-from quicferry.cli.lab import lab
-from quicferry.cli.migrate import migrate
-from quicferry.cli.serve import serve
+from quicferry.cli.help import Elsewhere, Group
 from quicferry.protocol import QuicferryError
 
 INTERRUPTED = 130
@@ -55,13 +45,46 @@ class _Commands(Group):
         "quicferry fetch https://127.0.0.1:4433/ --insecure --repeat 100 --interval 0.1",
         "quicferry ctl migrate 127.0.0.2:4433",
     ),
+    elsewhere={
+        "serve": Elsewhere(
+            "serve", "serve", "Serve the ASGI application APP (module:attribute) over HTTP/3."
+        ),
+        "fetch": Elsewhere("fetch", "fetch", "Fetch URL (https://host[:port]/path) over HTTP/3."),
+        "ctl": Elsewhere("ctl", "ctl", "Tell a running server to move, or ask how it is."),
+        "agent": Elsewhere(
+            "agent",
+            "agent",
+            "Wait on a host for servers that are moved there by `quicferry migrate`.",
+        ),
+        "migrate": Elsewhere(
+            "migrate",
+            "migrate",
+            "Move a server to another process or host; its clients stay connected.",
+        ),
+        "image": Elsewhere(
+            "image",
+            "image",
+            "Make of the ASGI application APP (module:attribute) what a container engine runs.",
+        ),
+        "doctor": Elsewhere(
+            "doctor",
+            "doctor",
+            "Say how servers can be moved from and to this host, what is missing, and how to get "
+            "it.",
+        ),
+        "demo": Elsewhere(
+            "demo",
+            "demo",
+            "Move a live HTTP/3 server under load, on real sockets, and check that nobody notices.",
+        ),
+        "lab": Elsewhere(
+            "lab",
+            "lab",
+            "Hosts made of namespaces, with emulated links between them: to try and to measure.",
+        ),
+    },
     epilog="Exit status: 0 success, 1 failure, 2 wrong usage; `quicferry fetch` has a few more.",
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Move a live QUIC server from one address to another; its clients do not notice."""
-
-
-agent.add_command(receive)
-for _command in (serve, fetch, ctl, agent, migrate, image, doctor, demo, lab):
-    main.add_command(_command)

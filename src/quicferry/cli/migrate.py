@@ -15,13 +15,12 @@ import click
 from click.core import ParameterSource
 
 from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
+from quicferry.cli.engines import engine_option
 from quicferry.cli.help import Command
 from quicferry.cli.migrate_container import Choices, migrate_container
 from quicferry.cli.options import (
     PROTOCOL_NAMES,
     address,
-    common_options,
-    engine_option,
     json_option,
 )
 from quicferry.protocol import Address, QuicferryError
@@ -173,7 +172,6 @@ class _SourceLost(click.ClickException):
     help="Wait for Enter before each step: to watch, or to rehearse failures.",
 )
 @json_option
-@common_options
 def migrate(
     *,
     socket: Path | None,
@@ -189,7 +187,6 @@ def migrate(
     step: bool,
     limit: float,
     as_json: bool,
-    qlog: Path | None,
     **fields: Any,
 ) -> None:
     """Move a server to another process or host; its clients stay connected.

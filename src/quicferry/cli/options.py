@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from quicferry.io import QlogDirectory
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     Address,
@@ -22,13 +20,14 @@ from quicferry.protocol import (
     protocol_from_name,
     protocol_name,
 )
-from quicferry.relocation import ENGINES, Runc
+
+if TYPE_CHECKING:
+    from quicferry.io import QlogDirectory
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol)
 LAB_LIBRARIES = ("dask", "distributed", "polars")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def address(text: str) -> Address:
@@ -75,23 +74,27 @@ def protocols_option(command: Command) -> Command:
     )(command)
 
 
-def common_options(command: Command) -> Command:
-    """Add ``--qlog`` and ``--log-level``, which every command has."""
-    command = click.option(
-        "--log-level",
-        type=click.Choice(LOG_LEVELS),
-        default="warning",
-        show_default=True,
-        expose_value=False,
-        callback=_set_log_level,
-        help="How much the log on stderr tells.",
-    )(command)
+def qlog_option(command: Command) -> Command:
+    """Add ``--qlog``, for commands that have something to trace."""
     return click.option(
         "--qlog",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
         help="Write traces in qlog format into this directory, as things happen.",
     )(command)
+
+
+def qlog_logger(directory: Path | None) -> QlogDirectory | None:
+    """Return what takes the traces of a configuration.
+
+    Raises:
+        TraceError: If nothing can be written there.
+    """
+    if directory is None:
+        return None
+    from quicferry.io import QlogDirectory  # most commands have no connection
+
+    return QlogDirectory(directory)
 
 
 def json_option(command: Command) -> Command:
@@ -102,20 +105,6 @@ def json_option(command: Command) -> Command:
         is_flag=True,
         help="Write JSON, one object per line, to stdout, and nothing else there.",
     )(command)
-
-
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(list(ENGINES)),
-    default=Runc.name,
-    show_default=True,
-    help="Container engine.",
-)
-
-
-def qlog_logger(directory: Path | None) -> QlogDirectory | None:
-    """Return what takes the traces of a configuration."""
-    return None if directory is None else QlogDirectory(directory)
 
 
 @contextmanager
@@ -140,10 +129,3 @@ def open_secrets_log() -> TextIO | None:
     if not name:
         return None
     return os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
-
-
-def _set_log_level(ctx: click.Context, param: click.Parameter, value: str) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger().setLevel(value.upper())
-    if value != "debug":
-        logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -22,12 +22,12 @@ import click
 
 from quicferry.cli.events import describe_event
 from quicferry.cli.options import (
-    common_options,
     json_option,
     open_secrets_log,
     pool_address,
     protocols_option,
     qlog_logger,
+    qlog_option,
 )
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
@@ -133,7 +133,7 @@ def serving_options(command: Command) -> Command:
             "--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends."
         ),
         json_option,
-        common_options,
+        qlog_option,
     ]
     return reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
