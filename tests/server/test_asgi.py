@@ -125,6 +125,58 @@ async def test_header_fields_that_http3_does_not_allow() -> None:
             assert (await client.request("GET", path)).status == 500
 
 
+@pytest.mark.parametrize(
+    ("method", "status", "length", "complaints"),
+    [
+        ("GET", 204, None, 2),
+        ("GET", 205, None, 2),
+        ("GET", 304, "4", 1),
+        ("HEAD", 200, "4", 0),
+        ("HEAD", 204, None, 1),
+    ],
+)
+async def test_what_the_status_does_not_allow_is_left_out(
+    method: str,
+    status: int,
+    length: str | None,
+    complaints: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"Content-Length", b"4"), (b"x", b"1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for more in (True, False):
+            await send({"type": "http.response.body", "body": b"ab", "more_body": more})
+
+    async with served(app) as server, http_client(server) as client:
+        for _ in range(3):
+            response = await client.request(method, "/")
+            assert (response.status, response.body) == (status, b"")
+            assert response.header("content-length") == length
+            assert response.header("x") == "1"
+    assert caplog.text.count("left out") == complaints
+
+
+async def test_no_content_may_be_said_to_be_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"", status=int(scope["path"][1:]))
+
+    async with served(app) as server, http_client(server) as client:
+        assert (await client.request("GET", "/204")).header("content-length") is None
+        assert (await client.request("GET", "/205")).header("content-length") == "0"
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [100, 101, 103, 1000])
+async def test_status_that_ends_no_response(status: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"", status=status if scope["path"] == "/wrong" else 200)
+
+    async with served(app) as server, http_client(server) as client:
+        assert (await client.request("GET", "/wrong")).status == 500
+        assert (await client.request("GET", "/")).status == 200
+
+
 async def test_messages_out_of_order_are_errors_of_the_application() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"too early"})

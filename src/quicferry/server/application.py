@@ -111,6 +111,7 @@ class Application:
         self.state: dict[str, Any] = {}
         self.tasks = ApplicationTasks(loop)
         self.calls = Calls()
+        self._complaints: set[str] = set()
         self._lifespan = _Lifespan(self.call, self.config, loop, self.state)
         self._lifespan_task: asyncio.Task[None] | None = None
 
@@ -163,6 +164,12 @@ class Application:
         """Call the application for a request, with what `self.call` takes."""
         with self.calls.one(request):
             await self.call(*call)
+
+    def complain(self, what: str) -> None:
+        """Log, the first time, what is wrong about a response and left out of it."""
+        if what not in self._complaints:
+            self._complaints.add(what)
+            logger.warning("%s, which is left out (this is not said again)", what)
 
     # A hand-over
 

@@ -62,6 +62,7 @@ from quicferry.transport import (
 )
 
 from .application import Application
+from .content import allowed_fields
 from .draining import Admission, Gate, RunningRequest
 from .errors import ClientDisconnected
 from .exchange import Exchange
@@ -216,7 +217,8 @@ class AsgiBridge(H3Protocol):
         fields = dict(request.headers)
         method, target = fields[b":method"].decode(), fields[b":path"].decode()
         running = RunningRequest.of(self._quic.stable_id, request.stream_id, method, target)
-        exchange = Exchange(running, partial(self._application.serve, running), self._grant)
+        call = partial(self._application.serve, running)
+        exchange = Exchange(running, call, self._grant, self._application.complain)
         self._exchanges[request.stream_id] = exchange
         self.idle.clear()
         return exchange
@@ -257,11 +259,7 @@ class AsgiBridge(H3Protocol):
     async def _send_event(self, exchange: Exchange, event: Event) -> None:
         match event:
             case Response():
-                if event.status_code < 200:
-                    raise ValueError(
-                        f"a response begins with its final status, not {event.status_code}"
-                    )
-                event = replace(event, headers=_response(event.status_code, event.headers))
+                event = self._allowed(event)
                 exchange.started(event)
                 await super().stream_send(event)
             case InformationalResponse():
@@ -293,6 +291,20 @@ class AsgiBridge(H3Protocol):
                     logger.error("a response is reset: the application has cut a message of it off")
                     self._abort(exchange, ErrorCode.H3_INTERNAL_ERROR)
                 raise
+
+    def _allowed(self, event: Response) -> Response:
+        """Return the head of a response as HTTP/3 and its status want it.
+
+        Raises:
+            ValueError: If it cannot be sent.
+        """
+        status = event.status_code
+        if status < 200:
+            raise ValueError(f"a response begins with its final status, not {status}")
+        allowed, left_out = allowed_fields(status, event.headers)
+        for name in left_out:
+            self._application.complain(f"a response has status {status} and {name}")
+        return replace(event, headers=_response(status, allowed))
 
     async def _end(self, exchange: Exchange, event: EndBody | EndData) -> None:
         exchange.response_ended = True

@@ -14,10 +14,11 @@ from hypercorn.typing import (
     ASGIReceiveCallable,
     ASGIReceiveEvent,
     ASGISendCallable,
+    ASGISendEvent,
     Scope,
 )
-from hypercorn.utils import suppress_body
 
+from .content import may_have_content
 from .draining import RunningRequest
 from .errors import ClientDisconnected
 
@@ -31,6 +32,7 @@ class Exchange:
         request: The request.
         application: The application.
         granted: Called when the application has read a part of the body.
+        complain: Called with what is wrong about a response that is sent all the same.
 
     Attributes:
         request: The request.
@@ -51,6 +53,7 @@ class Exchange:
         request: RunningRequest,
         application: AppWrapper,
         granted: Callable[[Exchange], None],
+        complain: Callable[[str], None],
     ) -> None:
         self.request = request
         self.stream_id = request.stream_id
@@ -66,10 +69,13 @@ class Exchange:
         self.trailers: Headers = []
         self._application = application
         self._granted = granted
+        self._complain = complain
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
         self._received = 0
         self._unread = 0
+        self._status = 0
+        self._may_have_content = True
         self._announced: int | None = None
         self._sent = 0
 
@@ -112,9 +118,11 @@ class Exchange:
     # The response
 
     def started(self, response: Response) -> None:
-        """Note how long the body is announced to be."""
+        """Note whether there may be a body, and how long it is announced to be."""
         self.ask = None
-        if not suppress_body(self.method, response.status_code):
+        self._status = response.status_code
+        self._may_have_content = may_have_content(self.method, self._status)
+        if self._may_have_content:
             lengths = [value for name, value in response.headers if name == b"content-length"]
             self._announced = int(lengths[0]) if lengths else None
 
@@ -157,8 +165,15 @@ class Exchange:
                 self._granted(self)
             return message
 
+        async def allowed_send(message: ASGISendEvent) -> None:
+            if message["type"] == "http.response.body" and not self._may_have_content:
+                if message.get("body") and self.method != "HEAD":
+                    self._complain(f"a response has status {self._status} and a body")
+                message = {**message, "body": b""}
+            await send(message)
+
         try:
-            await self._application(scope, paced_receive, send, sync_spawn, call_soon)
+            await self._application(scope, paced_receive, allowed_send, sync_spawn, call_soon)
         except ClientDisconnected as exc:
             logger.debug("%s", exc)
         finally:
