@@ -47,6 +47,23 @@ def test_method_and_header(shared_server: RunningServer) -> None:
     assert done.stderr == b"Error: the server answered with status 405\n"
 
 
+def test_headers_of_http1_are_left_out_with_a_warning(shared_server: RunningServer) -> None:
+    fields = ("Connection: keep-alive", "transfer-encoding: chunked", "te: trailers")
+    options = [option for each in fields for option in ("-H", each)]
+    done = shared_server.fetch("/echo", "-d", "hello", *options)
+    assert (done.returncode, done.stdout) == (0, b"hello")
+    assert done.stderr.decode().splitlines() == [
+        "warning: left out connection, which HTTP/3 does not have",
+        "warning: left out transfer-encoding, which HTTP/3 does not have",
+    ]
+
+
+def test_a_path_is_percent_encoded(shared_server: RunningServer) -> None:
+    done = shared_server.fetch("/é nowhere/%20?ü=[1]", "--json")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, 404)
+    assert json.loads(done.stdout)["url"].endswith("/%C3%A9%20nowhere/%20?%C3%BC=[1]")
+
+
 def test_output_file_takes_all_bodies(shared_server: RunningServer, tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = shared_server.fetch("/bytes/1000?seed=3", "-o", output, "--repeat", "3")

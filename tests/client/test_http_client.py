@@ -50,6 +50,49 @@ async def test_request_as_the_application_sees_it() -> None:
         assert seen == repr(("PUT", b"/", fields)).encode()
 
 
+async def test_what_http3_does_not_have_is_left_out() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, repr(sorted(dict(scope["headers"]))).encode())
+
+    fields = {
+        "Connection": "keep-alive, x",
+        "Keep-Alive": "5",
+        "Proxy-Connection": "keep-alive",
+        "Transfer-Encoding": "chunked",
+        "Upgrade": "h2c",
+        "TE": "gzip",
+        "X": "1",
+    }
+    async with served(app) as server, http_client(server) as client:
+        response = await client.request("GET", "/", headers=fields)
+        assert response.body == repr([b"host", b"x"]).encode()
+        response = await client.request("GET", "/", headers={"TE": "trailers"})
+        assert response.body == repr([b"host", b"te"]).encode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("B AD", "/", {}),
+        ("GET", "index", {}),
+        ("GET", "/a b", {}),
+        ("GET", "/", {"x y": "1"}),
+        ("GET", "/", {"x": "1\n"}),
+        ("GET", "/", {"x": "日本"}),
+        ("GET", "/", {":path": "/"}),
+        ("GET", "/", {"content-length": "many"}),
+        ("GET", "/", {"host": ""}),
+    ],
+)
+async def test_what_http3_does_not_allow_is_not_sent(
+    method: str, path: str, headers: dict[str, str]
+) -> None:
+    async with served() as server, http_client(server) as client:
+        with pytest.raises(ValueError, match=r"\w"):
+            await client.request(method, path, headers=headers)
+        assert (await client.request("POST", "/", body=b"fine")).body == b"fine"
+
+
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 async def test_no_body_although_a_length_is_given(method: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -29,7 +29,7 @@ from quicferry.cli.options import (
     qlog_logger,
     qlog_option,
 )
-from quicferry.client import HttpClient
+from quicferry.client import HttpClient, request_head
 from quicferry.io import ConnectFailed, ConnectionLost
 from quicferry.protocol import (
     ClientMigration,
@@ -75,6 +75,10 @@ def data(text: str) -> bytes:
         return Path(text[1:]).read_bytes()
     except OSError as exc:
         raise click.BadParameter(f"cannot read {text[1:]}: {exc.strerror}") from exc
+
+
+_PRINTED_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+"""What stays as it is in a path; all else is percent-encoded, as browsers do it."""
 
 
 class FetchError(QuicferryError):
@@ -221,8 +225,10 @@ def fetch(
     )
     if ca is not None:
         configuration.load_verify_locations(cafile=str(ca))
+    what = _options(url, **options)
+    _check_request(what)
     try:
-        asyncio.run(_fetch(_options(url, **options), configuration))
+        asyncio.run(_fetch(what, configuration))
     except FetchError as exc:
         click.echo(f"Error: {exc}", err=True)
         sys.exit(exc.status)
@@ -240,11 +246,21 @@ def _options(url: str, *, method: str | None, data: bytes | None, **options: Any
     return FetchOptions(
         host=parts.hostname,
         port=port,
-        path=path,
+        path=quote(path, safe=_PRINTED_ASCII),
         method=(method or ("GET" if data is None else "POST")).upper(),
         data=data or b"",
         **options,
     )
+
+
+def _check_request(options: FetchOptions) -> None:
+    """Refuse what HTTP/3 does not allow, and say what it has no use for."""
+    try:
+        _, left_out = request_head(options.method, options.path, options.host, options.headers)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    for name in left_out:
+        click.echo(f"warning: left out {name}, which HTTP/3 does not have", err=True)
 
 
 async def _fetch(options: FetchOptions, configuration: Configuration) -> None:

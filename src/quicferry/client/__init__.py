@@ -3,6 +3,7 @@
 from .connection import connect
 from .errors import RequestFailed, RequestRejected
 from .exchange import Response, ResponseHead, StreamedResponse
+from .head import request_head
 from .http3 import HttpClient
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "ResponseHead",
     "StreamedResponse",
     "connect",
+    "request_head",
 ]

@@ -12,7 +12,7 @@ over in silence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from aioquic.asyncio.protocol import QuicStreamHandler
@@ -25,8 +25,8 @@ from quicferry.transport import Connection, Http3Connection, MessageMalformed
 
 from .errors import RequestFailed, reset_by_server
 from .exchange import Exchange, Response, ResponseHead, StreamedResponse
+from .head import HeaderFields, request_head
 
-HeaderFields = Mapping[str, str] | Iterable[tuple[str, str]]
 Body = bytes | AsyncIterable[bytes]
 
 HIGH_WATER = 256 * 1024
@@ -55,10 +55,12 @@ class HttpClient(ConnectionProtocol):
         Args:
             method: The method, for example ``GET``.
             path: The path, with the query.
-            headers: Header fields to send; ``host`` replaces the server's name.
+            headers: Header fields to send; ``host`` replaces the server's name, and what is about
+                one connection of HTTP/1.1 is left out (RFC 9114 4.2).
             body: The body, or an asynchronous iterable of its pieces.
 
         Raises:
+            ValueError: If HTTP/3 does not allow such a request.
             RequestFailed: If there is no complete response; the connection goes on.
             RequestRejected: Likewise, and the request may be sent again.
             ConnectionLost: If the connection ends before the response is complete.
@@ -79,10 +81,12 @@ class HttpClient(ConnectionProtocol):
         Args:
             method: The method, for example ``GET``.
             path: The path, with the query.
-            headers: Header fields to send; ``host`` replaces the server's name.
+            headers: Header fields to send; ``host`` replaces the server's name, and what is about
+                one connection of HTTP/1.1 is left out (RFC 9114 4.2).
             body: The body, or an asynchronous iterable of its pieces.
 
         Raises:
+            ValueError: As `request`.
             RequestFailed: As `request`.
             ConnectionLost: As `request`.
         """
@@ -159,20 +163,11 @@ class HttpClient(ConnectionProtocol):
     def _fields(
         self, method: str, path: str, headers: HeaderFields, body: Body
     ) -> list[tuple[bytes, bytes]]:
-        given = headers.items() if isinstance(headers, Mapping) else headers
-        fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in given]
-        names = {name for name, _ in fields}
-        authority = dict(fields).get(b"host", self.remote.encode())
+        fields, _ = request_head(method, path, self.remote, headers)
         is_usual = bool(body) or method in ("POST", "PUT", "PATCH")  # RFC 9110 8.6
-        if isinstance(body, bytes) and is_usual and b"content-length" not in names:
+        if isinstance(body, bytes) and is_usual and b"content-length" not in dict(fields):
             fields.append((b"content-length", b"%d" % len(body)))
-        return [
-            (b":method", method.encode()),
-            (b":scheme", b"https"),
-            (b":authority", authority),
-            (b":path", path.encode()),
-            *[field for field in fields if field[0] != b"host"],
-        ]
+        return fields
 
     async def _upload(self, exchange: Exchange, body: Body, announced: int | None) -> None:
         sent = 0
