@@ -68,9 +68,10 @@ class DrivenClient:
         pool: Iterable[Address] = (),
         home: Address = HOME,
         seed: int = 0,
+        knows_withdrawals: bool = True,
     ) -> None:
         options = ClientMigration(policy=policy, scheduler=scheduler, seed=seed)
-        self.machine = ClientMachine(options, negotiated, home)
+        self.machine = ClientMachine(options, negotiated, home, knows_withdrawals=knows_withdrawals)
         self.events: list[MigrationEvent] = []
         self.actions: list[client_module.Action] = []
         self.number = 0
@@ -175,8 +176,9 @@ class DrivenServer:
         family: int = 4,
         acknowledge_pool: bool = True,
         connection_ids: bool = True,
+        can_withdraw: bool = False,
     ) -> None:
-        self.machine = ServerMachine(options, negotiated, family)
+        self.machine = ServerMachine(options, negotiated, family, can_withdraw=can_withdraw)
         self.events: list[MigrationEvent] = []
         self.actions: list[server_module.Action] = []
         self._note(self.machine.handshake_finished())
@@ -207,8 +209,8 @@ class DrivenServer:
     def switch(self, to: Address | None = AWAY) -> list[server_module.Action]:
         return self._note(self.machine.network_switch(to))
 
-    def abort(self) -> list[server_module.Action]:
-        return self._note(self.machine.abort())
+    def abort(self, *, current: Address | None = HOME) -> list[server_module.Action]:
+        return self._note(self.machine.abort(current))
 
     def acknowledged(self, frame: MigrationFrame) -> list[server_module.Action]:
         return self._note(self.machine.frame_acknowledged(self._sent(frame)))

@@ -174,12 +174,12 @@ def test_two_different_addresses(state: str, target: Address) -> None:
 
 @EACH_POLICY
 def test_announcement_of_the_current_address(policy: Policy) -> None:
-    violates(DrivenClient(policy=policy), announced(HOME))
+    violates(DrivenClient(policy=policy, knows_withdrawals=False), announced(HOME))
 
 
 @EACH_POLICY
 def test_announcement_of_the_current_address_after_a_migration(policy: Policy) -> None:
-    client = DrivenClient(policy=policy)
+    client = DrivenClient(policy=policy, knows_withdrawals=False)
     client.migrate(SYMMETRIC, AWAY)
     violates(client, announced(AWAY))
 

@@ -28,7 +28,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
+from quicferry.lab.simulation import OlderClient, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,
@@ -61,7 +61,7 @@ def assert_violation(it: Pair) -> None:
 
 
 def test_the_peer_sees_the_error_and_its_reason() -> None:
-    with wired_pair() as (it, _):
+    with wired_pair(client_type=OlderClient) as (it, _):
         inject(it, server_migration(HOME))
         it.network.run_for(3)
         for endpoint in (it.client, it.server):
@@ -179,13 +179,14 @@ def test_two_different_addresses_in_one_packet() -> None:
 @EACH_POLICY
 @pytest.mark.parametrize("home", [HOME, HOME6], ids=["ipv4", "ipv6"])
 def test_announcement_of_the_current_address(policy: Policy, home: SimulatedAddress) -> None:
-    with wired_pair(client=ClientMigration(policy=policy), home=home) as (it, _):
+    options = ClientMigration(policy=policy)
+    with wired_pair(client=options, client_type=OlderClient, home=home) as (it, _):
         inject(it, server_migration(home))
         assert_violation(it)
 
 
 def test_announcement_of_the_current_address_after_a_migration() -> None:
-    with in_state("idle") as (it, _):
+    with wired_pair(client_type=OlderClient) as (it, _):
         migrate(it, SYMMETRIC, AWAY)
         inject(it, server_migration(AWAY))
         assert_violation(it)

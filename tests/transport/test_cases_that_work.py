@@ -27,7 +27,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
+from quicferry.lab.simulation import OlderClient, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
@@ -90,7 +90,7 @@ def test_unknown_address_with_state_of_another_protocol(state: str) -> None:
 
 
 def test_acknowledgement_after_an_abort() -> None:
-    with wired_pair() as (it, wire):
+    with wired_pair(client_type=OlderClient) as (it, wire):
         it.server.migrating.imminent_migration(EXPLICIT, address(AWAY), now=it.network.now)
         it.server.flush()
         it.server.migrating.abort_migration(now=it.network.now)

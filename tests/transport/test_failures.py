@@ -20,7 +20,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
+from quicferry.lab.simulation import OlderClient, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,
@@ -203,7 +203,7 @@ def test_invalid_state_with_a_pool(protocol: MigrationProtocol) -> None:
 def test_invalid_state_after_an_abort(
     first: MigrationProtocol, second: MigrationProtocol, target: SimulatedAddress | None
 ) -> None:
-    with pair() as it:
+    with pair(client_type=OlderClient) as it:
         it.imminent(first, AWAY if first is EXPLICIT else None)
         it.server.migrating.abort_migration(now=it.network.now)
         it.server.flush()
@@ -332,7 +332,7 @@ def test_proactive_wish_on_a_server_and_without_reason_means_nothing() -> None:
 def test_abort_and_again(protocol: MigrationProtocol, early: bool) -> None:
     server = WITH_POOL if protocol is POOL else ServerMigration()
     target = AWAY if protocol is EXPLICIT else None
-    with pair(server=server) as it:
+    with pair(server=server, client_type=OlderClient) as it:
         if early:
             it.server.migrating.imminent_migration(
                 protocol, destination(protocol), now=it.network.now

@@ -23,14 +23,17 @@ from quicferry.lab.simulation import (
 from quicferry.lab.simulation.scenario import client_address
 from quicferry.protocol import (
     ALL_PROTOCOLS,
+    SUITE_PARAMETER_ID,
+    WITHDRAWAL_PARAMETER_ID,
     ClientMigration,
     ConnectionErrorCode,
     MigrationProtocol,
     PeerError,
     ServerMigration,
 )
+from quicferry.protocol.varint import encode_varint
 from quicferry.transport import Connection
-from quicferry.transport.parameters import find_suite, with_suite
+from quicferry.transport.parameters import find, with_suite
 
 NONE = MigrationProtocol(0)
 IDENTIFIER = b"\x40\x64"
@@ -91,7 +94,9 @@ def test_client_sends_what_it_supports(offer: int) -> None:
     stock = QuicConnection._serialize_transport_parameters(connection)
     promise = b"\x0b\x01\x05"  # max_ack_delay, 5 ms instead of 25
     assert stock.count(b"\x0b\x01\x19") == 1
-    expected = stock.replace(b"\x0b\x01\x19", promise) + IDENTIFIER + b"\x01" + bytes([offer])
+    suite = IDENTIFIER + b"\x01" + bytes([offer])
+    withdrawals = bytes.fromhex("ff58afc4ebe3f2d600")
+    expected = stock.replace(b"\x0b\x01\x19", promise) + suite + withdrawals
     assert connection._serialize_transport_parameters() == expected
 
 
@@ -183,12 +188,14 @@ def test_absent_and_empty_are_different() -> None:
 # What is refused
 
 
-def assert_parameter_error(host: ServerHost, endpoint: Client) -> None:
+def assert_parameter_error(
+    host: ServerHost, endpoint: Client, about: str = "server_migration_suite"
+) -> None:
     """Both sides know why the handshake failed, and no migration event was raised before."""
     for side in (endpoint, *host.endpoints):
         assert error_code(side) == QuicErrorCode.TRANSPORT_PARAMETER_ERROR
         assert side.terminated is not None
-        assert "server_migration_suite" in side.terminated.reason_phrase
+        assert about in side.terminated.reason_phrase
         assert [type(event).__name__ for _, event in side.migration_events] == ["ConnectionClosed"]
 
 
@@ -241,11 +248,82 @@ def test_parameter_given_twice(side: str) -> None:
 
 def test_parameter_among_others() -> None:
     others = bytes.fromhex("0402aabb")
-    assert find_suite(others) is None
+    assert find(others, SUITE_PARAMETER_ID) is None
     assert with_suite(others, b"\x0f") == others + b"\x40\x64\x01\x0f"
-    assert find_suite(with_suite(others, b"\x0f") + others) == b"\x0f"
-    assert find_suite(with_suite(others, b"")) == b""
-    assert find_suite(b"\x80\0\0\x64\x01\x03") == b"\x03", "identifiers are varints of any length"
+    assert find(with_suite(others, b"\x0f") + others, SUITE_PARAMETER_ID) == b"\x0f"
+    assert find(with_suite(others, b""), SUITE_PARAMETER_ID) == b""
+    long_form = b"\x80\0\0\x64\x01\x03"
+    assert find(long_form, SUITE_PARAMETER_ID) == b"\x03", "identifiers are varints of any length"
     with pytest.raises(PeerError) as caught:
-        find_suite(with_suite(with_suite(others, b"\x01"), b"\x01"))
+        find(with_suite(with_suite(others, b"\x01"), b"\x01"), SUITE_PARAMETER_ID)
     assert caught.value.code is ConnectionErrorCode.TRANSPORT_PARAMETER_ERROR
+
+
+# The parameter for withdrawals
+
+
+def saying_withdrawals(value: bytes | None, *, times: int = 1) -> type[Connection]:
+    """A connection that sends these bytes as the parameter for withdrawals."""
+
+    class SayingWithdrawals(Connection):
+        def _serialize_transport_parameters(self) -> bytes:
+            parameters = super()._serialize_transport_parameters()
+            own = encode_varint(WITHDRAWAL_PARAMETER_ID)
+            parameters = parameters.replace(own + b"\0", b"")
+            if value is not None:
+                parameters += times * (own + encode_varint(len(value)) + value)
+            return parameters
+
+    return SayingWithdrawals
+
+
+def test_the_identifier_is_private_and_not_reserved() -> None:
+    """RFC 9000 18.1 and 22.3: those of the form 31 N + 27 mean nothing by themselves."""
+    assert 1 << 61 <= WITHDRAWAL_PARAMETER_ID < 1 << 62
+    assert WITHDRAWAL_PARAMETER_ID % 31 != 27
+
+
+@pytest.mark.parametrize("protocols", [*MigrationProtocol, ALL_PROTOCOLS])
+def test_a_client_that_can_migrate_knows_withdrawals(protocols: MigrationProtocol) -> None:
+    with handshake(client=protocols) as (host, endpoint):
+        assert endpoint.handshake_complete
+        assert host.endpoints[0].migrating.knows_withdrawals
+
+
+def test_a_client_that_does_not_say_so_does_not() -> None:
+    with handshake(client_type=saying_withdrawals(None)) as (host, endpoint):
+        assert endpoint.handshake_complete
+        assert host.endpoints[0].migrating.negotiated == ALL_PROTOCOLS
+        assert not host.endpoints[0].migrating.knows_withdrawals
+
+
+def test_who_sends_it() -> None:
+    """The client; never the server."""
+    sent: dict[bool, bytes] = {}
+
+    class Noting(Connection):
+        def _serialize_transport_parameters(self) -> bytes:
+            sent[self._is_client] = super()._serialize_transport_parameters()
+            return sent[self._is_client]
+
+    with handshake(client_type=Noting, server_type=Noting) as (_, endpoint):
+        assert endpoint.handshake_complete
+        assert find(sent[True], WITHDRAWAL_PARAMETER_ID) == b""
+        assert find(sent[False], WITHDRAWAL_PARAMETER_ID) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "times", "problem"),
+    [(b"\0", 1, "empty"), (b"\x01\x02", 1, "empty"), (b"", 2, "twice")],
+)
+def test_server_refuses_the_parameter_for_withdrawals(
+    value: bytes, times: int, problem: str
+) -> None:
+    with handshake(client_type=saying_withdrawals(value, times=times)) as (host, endpoint):
+        assert_parameter_error(host, endpoint, problem)
+
+
+@pytest.mark.parametrize("value", [b"", b"\0"])
+def test_client_refuses_the_parameter_for_withdrawals(value: bytes) -> None:
+    with handshake(server_type=saying_withdrawals(value)) as (host, endpoint):
+        assert_parameter_error(host, endpoint, "withdrawals")

@@ -42,7 +42,7 @@ from quicferry.transport import (
     snapshot_records,
     thaw,
 )
-from quicferry.transport.snapshot_format import decode
+from quicferry.transport.snapshot_format import FORMAT_VERSION, decode
 from quicferry.transport.snapshot_records import Snapshot
 
 THIRD: SimulatedAddress = ("203.0.113.3", 4433)
@@ -91,7 +91,7 @@ def wait_for_exchanges(it: Pair) -> None:
 
 
 def with_checksum(body: bytes) -> bytes:
-    return HEADER.pack(b"QFCS", 1, zlib.crc32(body)) + body
+    return HEADER.pack(b"QFCS", FORMAT_VERSION, zlib.crc32(body)) + body
 
 
 # Live transfers
@@ -721,7 +721,7 @@ def test_what_cannot_be_a_snapshot() -> None:
         for wrong, text in (
             (b"", "not a connection snapshot"),
             (b"PK\3\4" + data[4:], "not a connection snapshot"),
-            (data[:4] + b"\0\2" + data[6:], "format version 2"),
+            (data[:4] + b"\0\1" + data[6:], "format version 1"),
             (data[:-1], "damaged or incomplete"),
             (data + b"\0", "damaged or incomplete"),
             (data[:100] + bytes([data[100] ^ 1]) + data[101:], "damaged or incomplete"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quicferry.protocol import (
+    AnnouncementWithdrawn,
     ConnectionClosed,
     HandshakeFinished,
     MigrationCompleted,
@@ -36,6 +37,8 @@ def describe_event(event: MigrationEvent) -> str:
             return "the server is about to move"
         case ServerMigrationReceived(address):
             return f"the server is about to move to {address}"
+        case AnnouncementWithdrawn():
+            return "the server stays where it is"
         case ServerMigratedReceived():
             return "the server says that it has moved"
         case ProbingStarted(protocol, address):

@@ -14,6 +14,7 @@ from .errors import (
     QuicferryError,
 )
 from .events import (
+    AnnouncementWithdrawn,
     ClientMigrationDetected,
     ConnectionClosed,
     HandshakeFinished,
@@ -28,6 +29,7 @@ from .events import (
     ServerMigratedReceived,
     ServerMigrationAcknowledged,
     ServerMigrationReceived,
+    WithdrawalAcknowledged,
 )
 from .frames import (
     FrameType,
@@ -43,8 +45,10 @@ from .server import ServerMachine
 from .suite import (
     ALL_PROTOCOLS,
     SUITE_PARAMETER_ID,
+    WITHDRAWAL_PARAMETER_ID,
     MigrationProtocol,
     accept_suite,
+    accept_withdrawal,
     answer_suite,
     encode_suite,
     protocol_from_name,
@@ -54,7 +58,9 @@ from .suite import (
 __all__ = [
     "ALL_PROTOCOLS",
     "SUITE_PARAMETER_ID",
+    "WITHDRAWAL_PARAMETER_ID",
     "Address",
+    "AnnouncementWithdrawn",
     "ClientMachine",
     "ClientMigration",
     "ClientMigrationDetected",
@@ -87,7 +93,9 @@ __all__ = [
     "ServerMigrationAcknowledged",
     "ServerMigrationFrame",
     "ServerMigrationReceived",
+    "WithdrawalAcknowledged",
     "accept_suite",
+    "accept_withdrawal",
     "answer_suite",
     "decode_frame",
     "encode_body",

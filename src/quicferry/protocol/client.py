@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import events
 from .address import Address, MigrationAddress, refusal
-from .client_table import PROTOCOLS, TABLE, VIOLATIONS, Do, Input, State
+from .client_table import PROTOCOLS, TABLE, VALIDATING, VIOLATIONS, Do, Input, State
 from .errors import ConnectionErrorCode, PeerError
 from .frames import (
     MigrationFrame,
@@ -31,6 +31,7 @@ __all__ = [
     "Commit",
     "Do",
     "Emit",
+    "Forget",
     "Input",
     "Move",
     "Redirect",
@@ -38,6 +39,8 @@ __all__ = [
     "SetProbeTimer",
     "State",
 ]
+
+_ANNOUNCING = MigrationProtocol.EXPLICIT | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
 
 # How long probing goes on: at the configured interval at first, then slowly. With the defaults
 # these are 20 seconds and 10 minutes.
@@ -86,6 +89,11 @@ class Commit(Action):
 
 
 @dataclass(frozen=True)
+class Forget(Action):
+    """Nothing but home and the pool is of interest any more: forget all other addresses."""
+
+
+@dataclass(frozen=True)
 class SetProbeTimer(Action):
     """Call `ClientMachine.probe_due` in `delay` seconds; None: no more."""
 
@@ -106,10 +114,16 @@ class ClientMachine:
         options: The client's choices.
         negotiated: What was negotiated in the handshake, possibly nothing.
         home: The server's address.
+        knows_withdrawals: Whether it has told its server that announcements can be withdrawn.
     """
 
     def __init__(
-        self, options: ClientMigration, negotiated: MigrationProtocol, home: Address
+        self,
+        options: ClientMigration,
+        negotiated: MigrationProtocol,
+        home: Address,
+        *,
+        knows_withdrawals: bool = False,
     ) -> None:
         self.state = State.IDLE
         self.home = home
@@ -120,6 +134,8 @@ class ClientMachine:
         self._announced: Address | None = None
         self._moved_to: Address | None = None
         self._has_migrated = False
+        self._knows_withdrawals = knows_withdrawals
+        self._is_withdrawn = False
         self._newest_packet = -1
         self._newest_state_packet = -1
         self._probes = 0
@@ -260,7 +276,16 @@ class ClientMachine:
             )
 
     def _server_migration(self, address: MigrationAddress | None) -> None:
+        names_home = address is not None and address.for_family(self.home.family) == self.home
+        if names_home and self._knows_withdrawals:
+            self._require(_ANNOUNCING, "SERVER_MIGRATION (withdrawal)")
+            self._step(Input.WITHDRAWAL)
+            return
+        if self._is_withdrawn:
+            # The server announces anew, so it is at home, whatever the packets from elsewhere say.
+            self._step(Input.PACKET_FROM_HOME)
         if address is None:
+            # Said twice it is a repetition, which servers that cannot withdraw send as well.
             self._require(MigrationProtocol.SYNCHRONIZED_SYMMETRIC, "SERVER_MIGRATION (unknown)")
             self._step(Input.SWITCH_ANNOUNCED)
             return
@@ -327,6 +352,9 @@ class ClientMachine:
                 self._commit(PROTOCOLS[left])
             else:
                 self._do(action, address)
+        if self._is_withdrawn and left in VALIDATING and self.state not in VALIDATING:
+            self._is_withdrawn = False
+            self._step(Input.WITHDRAWAL)
 
     def _do(self, action: Do, address: Address | None) -> None:
         match action:
@@ -336,6 +364,13 @@ class ClientMachine:
                 self._emit(events.ServerMigrationReceived(address))
             case Do.ANNOUNCE_SWITCH:
                 self._emit(events.ServerMigrationReceived(None))
+            case Do.FORGET:
+                withdrawn, self._announced = self._announced, None
+                self._probing_reported.clear()
+                self._actions.append(Forget())
+                self._emit(events.AnnouncementWithdrawn(withdrawn))
+            case Do.KEEP_IN_MIND:
+                self._is_withdrawn = True
             case Do.ADD_TO_POOL:
                 assert address is not None
                 self._pool.append(address)
@@ -414,6 +449,7 @@ class ClientMachine:
         self.home = self._moved_to
         self._moved_to = None
         self._announced = None
+        self._is_withdrawn = False
         self._has_migrated = True
         self._newest_state_packet = self._newest_packet
         self._probing_reported.clear()

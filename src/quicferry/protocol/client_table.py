@@ -22,6 +22,11 @@ connection there (VALIDATING_...), where the path is validated before the move i
 then home stays known, and a newer packet from home, or a failed validation, brings the connection
 back: an attacker who copies a packet to the client from another address gains nothing (RFC 9000
 9.3.2).
+
+SERVER_MIGRATION that names home is a *withdrawal*: the server stays. What it had announced is
+forgotten. Where nothing is known to be announced it has overtaken the announcement, or come twice,
+and there is nothing to do. While a move is being validated the packets decide, as always; if they
+bring the client home, the withdrawal is taken up then.
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ class Input(enum.Enum):
     ANNOUNCEMENT = enum.auto()
     ANNOUNCEMENT_TO_EAGER = enum.auto()
     ANNOUNCEMENT_REPEATED = enum.auto()
+    # SERVER_MIGRATION(home), to a client that has said that it knows withdrawals, and to another
+    WITHDRAWAL = enum.auto()
     ANNOUNCEMENT_OF_HOME = enum.auto()
     # SERVER_MIGRATION(all zero)
     SWITCH_ANNOUNCED = enum.auto()
@@ -88,6 +95,8 @@ class Do(enum.Enum):
     REMEMBER = enum.auto()
     ADD_TO_POOL = enum.auto()
     ANNOUNCE_SWITCH = enum.auto()
+    FORGET = enum.auto()
+    KEEP_IN_MIND = enum.auto()
     CHALLENGE = enum.auto()
     REDIRECT = enum.auto()
     CHALLENGE_POOL = enum.auto()
@@ -102,12 +111,15 @@ class Do(enum.Enum):
 _S, _I, _D = State, Input, Do
 _EXPLICIT = (_S.ANNOUNCED, _S.CHALLENGING, _S.PROBING)
 _POOL = (_S.POOL_PROBING, _S.POOL_CHALLENGING)
-_VALIDATING = (
+VALIDATING = (
     _S.VALIDATING_EXPLICIT,
     _S.VALIDATING_POOL,
     _S.VALIDATING_SYMMETRIC,
     _S.VALIDATING_SYNCHRONIZED,
 )
+"""The states in which the server has been seen at a new address, which is not proven yet."""
+_ANNOUNCED_MOVE = (_S.VALIDATING_EXPLICIT, _S.VALIDATING_SYNCHRONIZED)
+_NOTHING_ANNOUNCED = (_S.IDLE, *_POOL, _S.VALIDATING_POOL, _S.VALIDATING_SYMMETRIC)
 _ANNOUNCEMENTS = (_I.ANNOUNCEMENT, _I.ANNOUNCEMENT_TO_EAGER, _I.ANNOUNCEMENT_OF_HOME)
 _MIGRATED = (_I.MIGRATED, _I.MIGRATED_SYMMETRIC)
 _ELSEWHERE = (_I.PACKET_FROM_ELSEWHERE, _I.PACKET_FROM_ELSEWHERE_SYMMETRIC)
@@ -169,10 +181,10 @@ TABLE: Table[State, Input, Do] = Table(
         ((_S.AWAITING,), (*_HOME, *_CANDIDATE, *_TIMEOUTS, *_PROBES), None, ()),
         ((_S.AWAITING,), (_I.CANDIDATE_ANSWERED,), None, ()),
         # The server has been seen at a new address
-        (_VALIDATING, (_I.VALIDATED,), _S.IDLE, (_D.COMMIT,)),
-        (_VALIDATING, (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
-        (_VALIDATING, (*_TIMEOUTS, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
-        (_VALIDATING, (_I.ANNOUNCEMENT_REPEATED,), None, ()),
+        (VALIDATING, (_I.VALIDATED,), _S.IDLE, (_D.COMMIT,)),
+        (VALIDATING, (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
+        (VALIDATING, (*_TIMEOUTS, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        (VALIDATING, (_I.ANNOUNCEMENT_REPEATED,), None, ()),
         ((_S.VALIDATING_EXPLICIT,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
         ((_S.VALIDATING_EXPLICIT,), (_I.VALIDATION_FAILED,), _S.ANNOUNCED, (_D.RETURN_HOME,)),
         ((_S.VALIDATING_EXPLICIT,), (*_CANDIDATE, *_ELSEWHERE), None, ()),
@@ -191,10 +203,16 @@ TABLE: Table[State, Input, Do] = Table(
         ((_S.VALIDATING_SYNCHRONIZED,), (_I.VALIDATION_FAILED,), _S.AWAITING, (_D.RETURN_HOME,)),
         ((_S.VALIDATING_SYNCHRONIZED,), (*_ELSEWHERE, *_MIGRATED), None, (_D.MOVE,)),
         ((_S.VALIDATING_SYNCHRONIZED,), (*_CANDIDATE, _I.SWITCH_ANNOUNCED), None, ()),
+        # The server stays
+        ((_S.ANNOUNCED, _S.AWAITING), (_I.WITHDRAWAL,), _S.IDLE, (_D.FORGET,)),
+        ((_S.CHALLENGING,), (_I.WITHDRAWAL,), _S.IDLE, (_D.STOP_PROBING, _D.FORGET)),
+        ((_S.PROBING,), (_I.WITHDRAWAL,), _S.IDLE, (_D.RETURN_HOME, _D.FORGET)),
+        (_ANNOUNCED_MOVE, (_I.WITHDRAWAL,), None, (_D.KEEP_IN_MIND,)),
+        (_NOTHING_ANNOUNCED, (_I.WITHDRAWAL,), None, ()),
         # Everywhere
         (tuple(State), (_I.POOL_ADDRESS_LATE,), None, (_D.VIOLATION,)),
         (
-            tuple(state for state in State if state not in _VALIDATING),
+            tuple(state for state in State if state not in VALIDATING),
             (_I.VALIDATED, _I.VALIDATION_FAILED),
             None,
             (),

@@ -83,6 +83,11 @@ class ServerMigrationAcknowledged(MigrationEvent):
 
 
 @dataclass(frozen=True)
+class WithdrawalAcknowledged(MigrationEvent):
+    """The client knows that the server stays; a new migration may be announced to it."""
+
+
+@dataclass(frozen=True)
 class ServerMigratedAcknowledged(MigrationEvent):
     """The client has received SERVER_MIGRATED."""
 
@@ -114,6 +119,17 @@ class PoolAddressReceived(MigrationEvent):
 @dataclass(frozen=True)
 class ServerMigrationReceived(MigrationEvent):
     """The server will move; the address is None where it is unknown."""
+
+    address: Address | None
+
+
+@dataclass(frozen=True)
+class AnnouncementWithdrawn(MigrationEvent):
+    """The server stays where it is.
+
+    Attributes:
+        address: Where it was to go; None where that was unknown.
+    """
 
     address: Address | None
 

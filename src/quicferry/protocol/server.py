@@ -7,6 +7,7 @@ what the server has said and heard, and the table's answer is carried out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from . import events
 from .address import Address, MigrationAddress, refusal
@@ -24,6 +25,7 @@ from .suite import MigrationProtocol
 __all__ = [
     "TABLE",
     "Action",
+    "Cancel",
     "Complete",
     "Do",
     "Emit",
@@ -48,6 +50,13 @@ class Action:
 @dataclass(frozen=True)
 class Send(Action):
     """Send this frame, and tell whether it was acknowledged or lost."""
+
+    frame: MigrationFrame
+
+
+@dataclass(frozen=True)
+class Cancel(Action):
+    """Do not send this frame, if it waits to be sent."""
 
     frame: MigrationFrame
 
@@ -86,6 +95,7 @@ class ServerProgress:
         pool_unacknowledged: What of it the client may not have.
         announcement: What the client was announced. Frames are told from it by identity.
         is_announcement_acknowledged: Whether the client has that.
+        withdrawal: What the client is told to forget an announcement by, until it has that.
         has_connection_ids: Whether both sides have a connection ID for a new path.
         switched_to: The address of the network switch, where it is known.
         is_migrated_acknowledged: Whether the client has SERVER_MIGRATED.
@@ -98,6 +108,7 @@ class ServerProgress:
     pool_unacknowledged: frozenset[MigrationAddress]
     announcement: ServerMigrationFrame | None
     is_announcement_acknowledged: bool
+    withdrawal: ServerMigrationFrame | None
     has_connection_ids: bool
     switched_to: Address | None
     is_migrated_acknowledged: bool
@@ -110,6 +121,7 @@ class ServerMachine:
         options: The server's choices.
         negotiated: What was negotiated with this client; None where it has migration switched off.
         family: 4 or 6, the address family in use.
+        can_withdraw: Whether the client knows withdrawals.
     """
 
     def __init__(
@@ -117,6 +129,8 @@ class ServerMachine:
         options: ServerMigration,
         negotiated: MigrationProtocol | None,
         family: int,
+        *,
+        can_withdraw: bool = False,
     ) -> None:
         self.state = State.IDLE
         self.protocol: MigrationProtocol | None = None
@@ -127,10 +141,17 @@ class ServerMachine:
         self._pool_unacknowledged: set[MigrationAddress] = set()
         self._announcement: ServerMigrationFrame | None = None
         self._announcement_acknowledged = False
+        self._can_withdraw = can_withdraw
+        self._withdrawal: ServerMigrationFrame | None = None
         self._has_connection_ids = False
         self._switched_to: Address | None = None
         self._migrated_acknowledged = False
         self._actions: list[Action] = []
+
+    @property
+    def announcement(self) -> ServerMigrationFrame | None:
+        """What the client was told about the next migration, and may believe."""
+        return None if self.state is State.QUEUED else self._announcement
 
     # To go on elsewhere
 
@@ -144,6 +165,7 @@ class ServerMachine:
             pool_unacknowledged=frozenset(self._pool_unacknowledged),
             announcement=self._announcement,
             is_announcement_acknowledged=self._announcement_acknowledged,
+            withdrawal=self._withdrawal,
             has_connection_ids=self._has_connection_ids,
             switched_to=self._switched_to,
             is_migrated_acknowledged=self._migrated_acknowledged,
@@ -158,6 +180,7 @@ class ServerMachine:
         self._pool_unacknowledged = set(progress.pool_unacknowledged)
         self._announcement = progress.announcement
         self._announcement_acknowledged = progress.is_announcement_acknowledged
+        self._withdrawal = progress.withdrawal
         self._has_connection_ids = progress.has_connection_ids
         self._switched_to = progress.switched_to
         self._migrated_acknowledged = progress.is_migrated_acknowledged
@@ -190,7 +213,7 @@ class ServerMachine:
         error = MigrationErrorCode
         if protocol not in tuple(MigrationProtocol) or not self._negotiated & protocol:
             return error.PROTOCOL_NOT_NEGOTIATED
-        if self.state is not State.IDLE:
+        if self.state not in (State.IDLE, State.WITHDRAWING):
             return error.MIGRATION_ALREADY_IN_PROGRESS
         if not self._address_fits(protocol, address, current):
             return error.INVALID_ADDRESS
@@ -234,13 +257,25 @@ class ServerMachine:
         self._check_prepared()
         return self._take_actions()
 
-    def abort(self) -> list[Action]:
-        """Give up a migration that has not been switched.
+    def abort(self, current: Address | None) -> list[Action]:
+        """Give up a migration that has not been switched, and withdraw what was announced.
+
+        Args:
+            current: Where the server is and stays; None where that is unknown. Then nothing can be
+                withdrawn.
 
         Raises:
             MigrationError: MIGRATION_ALREADY_IN_PROGRESS after the switch.
         """
-        self._step(Input.ABORT)
+        announced = self._announcement
+        if announced is not None and not self._announcement_acknowledged:
+            self._actions.append(Cancel(announced))
+        may_believe = announced is not None and self.state in (State.PREPARING, State.READY)
+        if self._can_withdraw and may_believe and _is_specific(current):
+            self._withdrawal = ServerMigrationFrame(MigrationAddress.of(current))
+            self._step(Input.ABORT_TO_WITHDRAW)
+        else:
+            self._step(Input.ABORT)
         return self._take_actions()
 
     def network_switch(self, address: Address | None) -> list[Action]:
@@ -270,6 +305,11 @@ class ServerMachine:
             self._announcement_acknowledged = True
             self._step(Input.ANNOUNCEMENT_ACKNOWLEDGED)
             self._check_prepared()
+        elif frame is self._withdrawal:
+            self._withdrawal = None
+            self._actions.append(Cancel(frame))  # it may wait to be sent once more
+            self._step(Input.WITHDRAWAL_ACKNOWLEDGED)
+            self._check_prepared()
         return self._take_actions()
 
     def frame_lost(self, frame: MigrationFrame) -> list[Action]:
@@ -282,6 +322,8 @@ class ServerMachine:
                 self._actions.append(Send(frame))
         elif frame is self._announcement and not self._announcement_acknowledged:
             self._step(Input.ANNOUNCEMENT_LOST)
+        elif frame is self._withdrawal:
+            self._step(Input.WITHDRAWAL_LOST)
         return self._take_actions()
 
     def path_response_acknowledged(self) -> list[Action]:
@@ -327,6 +369,13 @@ class ServerMachine:
             case Do.REPORT_READY:
                 assert self.protocol is not None
                 self._emit(events.MigrationReady(self.protocol))
+            case Do.WITHDRAW:
+                assert self._withdrawal is not None
+                self._actions.append(Send(self._withdrawal))
+            case Do.REPORT_WITHDRAWN:
+                self._emit(events.WithdrawalAcknowledged())
+            case Do.DROP_PLAN:
+                self._forget_plan()
             case Do.SWITCH:
                 self._migrated_acknowledged = False
                 self._actions.append(SwitchPath())
@@ -334,11 +383,9 @@ class ServerMachine:
                 self._actions.append(SendMigrated())
             case Do.COMPLETE:
                 assert self.protocol is not None
-                self._announcement = None
-                self._announcement_acknowledged = False
                 self._actions.append(Complete())
                 self._emit(events.MigrationCompleted(self.protocol, self._switched_to))
-                self.protocol = None
+                self._forget_plan()
             case Do.FAIL_IN_PROGRESS:
                 raise MigrationError(MigrationErrorCode.MIGRATION_ALREADY_IN_PROGRESS)
             case Do.FAIL_INVALID_STATE:
@@ -348,12 +395,21 @@ class ServerMachine:
                     "migration first, and wait until it is ready",
                 )
 
+    def _forget_plan(self) -> None:
+        self.protocol = None
+        self._announcement = None
+        self._announcement_acknowledged = False
+
     def _emit(self, event: events.MigrationEvent) -> None:
         self._actions.append(Emit(event))
 
     def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
+
+
+def _is_specific(address: Address | None) -> TypeGuard[Address]:
+    return address is not None and not address.host.is_unspecified
 
 
 def _announcement(

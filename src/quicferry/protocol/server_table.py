@@ -17,8 +17,11 @@ the first round trip after the handshake on.)
 After the switch the symmetric protocols make themselves heard from the new address; the others
 wait for the client to come. The server is complete when its PATH_RESPONSE is acknowledged.
 
-There is no frame that takes an announcement back. A migration that is aborted leaves the client
-with what it was told, so the next one has to use the same protocol and address (INVALID_STATE).
+A migration that is aborted before the switch is *withdrawn* from a client that knows withdrawals:
+SERVER_MIGRATION naming the address where the server is and stays. Until that is acknowledged the
+client may still believe the announcement, so the next migration waits (WITHDRAWING, QUEUED). Other
+clients keep what they were told, and the next migration has to use the same protocol and address
+(INVALID_STATE).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class State(enum.Enum):
     PREPARING = enum.auto()
     READY = enum.auto()
     SWITCHED = enum.auto()
+    WITHDRAWING = enum.auto()
+    QUEUED = enum.auto()
 
 
 class Input(enum.Enum):
@@ -53,7 +58,12 @@ class Input(enum.Enum):
     SWITCH_OTHER = enum.auto()
     # PATH_RESPONSE has arrived at the client
     RESPONSE_ACKNOWLEDGED = enum.auto()
+    # given up, with something that the client can be told to forget or without
     ABORT = enum.auto()
+    ABORT_TO_WITHDRAW = enum.auto()
+    # the withdrawal has arrived, or was lost
+    WITHDRAWAL_ACKNOWLEDGED = enum.auto()
+    WITHDRAWAL_LOST = enum.auto()
 
 
 class Do(enum.Enum):
@@ -62,6 +72,9 @@ class Do(enum.Enum):
     ANNOUNCE = enum.auto()
     REPORT_ANNOUNCED = enum.auto()
     REPORT_READY = enum.auto()
+    WITHDRAW = enum.auto()
+    REPORT_WITHDRAWN = enum.auto()
+    DROP_PLAN = enum.auto()
     SWITCH = enum.auto()
     SEND_MIGRATED = enum.auto()
     COMPLETE = enum.auto()
@@ -72,6 +85,12 @@ class Do(enum.Enum):
 _S, _I, _D = State, Input, Do
 _IMMINENT = (_I.IMMINENT_TO_ANNOUNCE, _I.IMMINENT_IN_SILENCE)
 _SWITCHES = (_I.SWITCH_SYMMETRIC, _I.SWITCH_OTHER)
+_TAKE_BACK = (_D.DROP_PLAN, _D.WITHDRAW)
+_ANNOUNCE_NEXT = (_D.REPORT_WITHDRAWN, _D.ANNOUNCE)
+_UNTOLD = (_S.WITHDRAWING, _S.QUEUED)
+_ABORTS = (_I.ABORT, _I.ABORT_TO_WITHDRAW)
+_WITHDRAWAL = (_I.WITHDRAWAL_ACKNOWLEDGED, _I.WITHDRAWAL_LOST)
+_ANNOUNCEMENT = (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST)
 
 TABLE: Table[State, Input, Do] = Table(
     State,
@@ -79,24 +98,36 @@ TABLE: Table[State, Input, Do] = Table(
     [
         ((_S.IDLE,), (_I.IMMINENT_TO_ANNOUNCE,), _S.PREPARING, (_D.ANNOUNCE,)),
         ((_S.IDLE,), (_I.IMMINENT_IN_SILENCE,), _S.PREPARING, ()),
-        # After an abort: the announcement may still arrive, but is not sent again.
+        # After an abort without withdrawal: the announcement may still arrive, once.
         ((_S.IDLE,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
         ((_S.IDLE,), (_I.ANNOUNCEMENT_LOST,), None, ()),
         ((_S.IDLE,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
-        ((_S.IDLE,), (_I.RESPONSE_ACKNOWLEDGED, _I.ABORT), None, ()),
+        ((_S.IDLE,), (_I.RESPONSE_ACKNOWLEDGED, *_ABORTS), None, ()),
         ((_S.PREPARING,), (_I.ANNOUNCEMENT_ACKNOWLEDGED,), None, (_D.REPORT_ANNOUNCED,)),
         ((_S.PREPARING,), (_I.PREPARED,), _S.READY, (_D.REPORT_READY,)),
-        ((_S.IDLE, _S.READY, _S.SWITCHED), (_I.PREPARED,), None, ()),
+        (tuple(state for state in State if state is not _S.PREPARING), (_I.PREPARED,), None, ()),
         ((_S.PREPARING,), (_I.ANNOUNCEMENT_LOST,), None, (_D.ANNOUNCE,)),
         ((_S.PREPARING,), _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
-        ((_S.READY,), (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST), None, ()),
+        ((_S.READY,), _ANNOUNCEMENT, None, ()),
         ((_S.READY,), (_I.SWITCH_SYMMETRIC,), _S.SWITCHED, (_D.SWITCH, _D.SEND_MIGRATED)),
         ((_S.READY,), (_I.SWITCH_OTHER,), _S.SWITCHED, (_D.SWITCH,)),
         ((_S.PREPARING, _S.READY), (_I.ABORT,), _S.IDLE, ()),
+        ((_S.PREPARING, _S.READY), (_I.ABORT_TO_WITHDRAW,), _S.WITHDRAWING, _TAKE_BACK),
         ((_S.PREPARING, _S.READY), (_I.RESPONSE_ACKNOWLEDGED,), None, ()),
         ((_S.SWITCHED,), (_I.RESPONSE_ACKNOWLEDGED,), _S.IDLE, (_D.COMPLETE,)),
-        ((_S.SWITCHED,), (_I.ANNOUNCEMENT_ACKNOWLEDGED, _I.ANNOUNCEMENT_LOST), None, ()),
-        ((_S.SWITCHED,), (*_SWITCHES, _I.ABORT), None, (_D.FAIL_IN_PROGRESS,)),
+        ((_S.SWITCHED,), _ANNOUNCEMENT, None, ()),
+        ((_S.SWITCHED,), (*_SWITCHES, *_ABORTS), None, (_D.FAIL_IN_PROGRESS,)),
         ((_S.PREPARING, _S.READY, _S.SWITCHED), _IMMINENT, None, (_D.FAIL_IN_PROGRESS,)),
+        # The client is told to forget
+        ((_S.WITHDRAWING,), _IMMINENT, _S.QUEUED, ()),
+        ((_S.WITHDRAWING,), (_I.WITHDRAWAL_ACKNOWLEDGED,), _S.IDLE, (_D.REPORT_WITHDRAWN,)),
+        ((_S.WITHDRAWING,), _ABORTS, None, ()),
+        ((_S.QUEUED,), _IMMINENT, None, (_D.FAIL_IN_PROGRESS,)),
+        ((_S.QUEUED,), (_I.WITHDRAWAL_ACKNOWLEDGED,), _S.PREPARING, _ANNOUNCE_NEXT),
+        ((_S.QUEUED,), _ABORTS, _S.WITHDRAWING, (_D.DROP_PLAN,)),
+        (_UNTOLD, (_I.WITHDRAWAL_LOST,), None, (_D.WITHDRAW,)),
+        (_UNTOLD, _SWITCHES, None, (_D.FAIL_INVALID_STATE,)),
+        (_UNTOLD, (*_ANNOUNCEMENT, _I.RESPONSE_ACKNOWLEDGED), None, ()),
+        (tuple(state for state in State if state not in _UNTOLD), _WITHDRAWAL, None, ()),
     ],
 )

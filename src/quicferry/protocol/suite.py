@@ -3,6 +3,9 @@
 Transport parameter `server_migration_suite`: one QUIC varint, a bit mask. The client sends what it
 supports, the server answers with the intersection, also when that is empty. Who has server
 migration switched off sends nothing, and neither does a server whose client sent nothing.
+
+A client also says, by a second parameter that is empty, that its server can take an announcement
+back. That is this project's own; docs/reference/withdrawal.md describes it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from .varint import decode_varint, encode_varint
 
 SUITE_PARAMETER_ID = 0x64
 """The identifier of the transport parameter `server_migration_suite`."""
+
+WITHDRAWAL_PARAMETER_ID = 0x3F58AFC4EBE3F2D6
+"""The identifier of the transport parameter by which a client says that it knows withdrawals."""
 
 
 class MigrationProtocol(enum.IntFlag):
@@ -76,6 +82,23 @@ def accept_suite(answer: bytes, offered: MigrationProtocol) -> MigrationProtocol
     if mask & ~int(offered):
         raise _parameter_error("the server chose a protocol that was not offered")
     return MigrationProtocol(mask)
+
+
+def accept_withdrawal(value: bytes | None) -> bool:
+    """Return whether a client has said that it knows withdrawals.
+
+    Args:
+        value: The value of its transport parameter; None if it sent none.
+
+    Raises:
+        PeerError: TRANSPORT_PARAMETER_ERROR if it is not empty.
+    """
+    if value:
+        raise PeerError(
+            ConnectionErrorCode.TRANSPORT_PARAMETER_ERROR,
+            "the parameter for withdrawals must be empty",
+        )
+    return value is not None
 
 
 def _decode(value: bytes) -> int:

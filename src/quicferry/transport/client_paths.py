@@ -145,7 +145,12 @@ class ClientPaths:
         for path in self._candidates():
             path.is_validated = False
             path.validation_deadline = None
-        self._forget_unnamed()
+        self.forget_candidates()
+
+    def forget_candidates(self) -> None:
+        """Forget the candidates that the server has not named, or names no longer."""
+        for path in self._expendable():
+            self._forget(path)
 
     def settle(self, connection_id: bytes, now: float) -> None:
         """Make the path in use home, for good.
@@ -161,7 +166,7 @@ class ClientPaths:
         self._make_home(self.in_use)
         self.home.is_validated = True
         self._home_id = connection_id
-        self._forget_unnamed()
+        self.forget_candidates()
         self.probes = dict.fromkeys(self.probes, 0)
         self._spend(former)
         self.retire_spent()
@@ -233,10 +238,6 @@ class ClientPaths:
         self._former_homes.append(former)
         if len(self._former_homes) > _REMEMBERED_HOMES:
             self._forget(self._former_homes[0])
-
-    def _forget_unnamed(self) -> None:
-        for path in self._expendable():
-            self._forget(path)
 
     def _forget(self, path: QuicNetworkPath) -> None:
         self._spend(path)

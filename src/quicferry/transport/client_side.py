@@ -25,6 +25,7 @@ from quicferry.protocol.client import (
     Challenge,
     Commit,
     Emit,
+    Forget,
     Move,
     Redirect,
     ReturnHome,
@@ -65,7 +66,9 @@ class ClientSide:
         negotiated: MigrationProtocol,
         home: Address,
     ) -> None:
-        self.machine = ClientMachine(options, negotiated, home)
+        self.machine = ClientMachine(
+            options, negotiated, home, knows_withdrawals=connection.knows_withdrawals
+        )
         self._probe_at: float | None = None
         self._challenge_again_at: float | None = None
         self._connection = connection
@@ -327,6 +330,8 @@ class ClientSide:
                     self._move(address, now)
                 case ReturnHome():
                     self._return_home(now)
+                case Forget():
+                    self._paths.forget_candidates()
                 case Commit():
                     self._paths.settle(self._answered_with, now)
 

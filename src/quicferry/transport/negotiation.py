@@ -1,4 +1,4 @@
-"""What the two sides agree on in their handshake: `server_migration_suite` on a connection."""
+"""What the two sides agree on in their handshake: `server_migration_suite`, and withdrawals."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from aioquic.quic.connection import QuicConnection, QuicConnectionError
 from aioquic.quic.packet import QuicFrameType
 
 from quicferry.protocol import (
+    SUITE_PARAMETER_ID,
+    WITHDRAWAL_PARAMETER_ID,
     ClientMigration,
+    ConnectionErrorCode,
     MigrationProtocol,
     PeerError,
     ServerMigration,
     accept_suite,
+    accept_withdrawal,
     answer_suite,
     encode_suite,
 )
 
-from .parameters import find_suite, with_suite
+from .parameters import find, with_suite, with_withdrawal
 
 
 class Negotiation(QuicConnection):
@@ -35,6 +39,8 @@ class Negotiation(QuicConnection):
     Attributes:
         negotiated: The protocols that were agreed on; 0 where nothing is in common; None where
             server migration is off for this connection.
+        knows_withdrawals: Whether the client has said that its server can take back what it has
+            announced.
     """
 
     def __init__(self, *, configuration: QuicConfiguration, **arguments: Any) -> None:
@@ -44,13 +50,18 @@ class Negotiation(QuicConnection):
         if options is not None and not isinstance(options, expected):
             raise ValueError(f"server_migration must be a {expected.__name__} here, or None")
         self.negotiated: MigrationProtocol | None = None
+        self.knows_withdrawals = False
         self._options: ClientMigration | ServerMigration | None = options
 
     # Overridden from aioquic
 
     def _serialize_transport_parameters(self) -> bytes:
         parameters: bytes = super()._serialize_transport_parameters()
-        suite = self._options.protocols if self._is_client and self._options else self.negotiated
+        if self._is_client and self._options is not None:
+            parameters = with_suite(parameters, encode_suite(self._options.protocols))
+            self.knows_withdrawals = True
+            return with_withdrawal(parameters)
+        suite = self.negotiated
         return parameters if suite is None else with_suite(parameters, encode_suite(suite))
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
@@ -58,7 +69,15 @@ class Negotiation(QuicConnection):
         if self._options is None or from_session_ticket:
             return
         try:
-            suite = find_suite(data)
+            suite = find(data, SUITE_PARAMETER_ID)
+            withdrawal = find(data, WITHDRAWAL_PARAMETER_ID)
+            if not self._is_client:
+                self.knows_withdrawals = accept_withdrawal(withdrawal)
+            elif withdrawal is not None:
+                raise PeerError(
+                    ConnectionErrorCode.TRANSPORT_PARAMETER_ERROR,
+                    "a server must not send the parameter for withdrawals",
+                )
             if suite is None:
                 return
             if self._is_client:

@@ -1,4 +1,4 @@
-"""The transport parameter `server_migration_suite` among the others (RFC 9000 18)."""
+"""The transport parameters of server migration among the others (RFC 9000 18)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from aioquic.buffer import Buffer
 
 from quicferry.protocol import ConnectionErrorCode, PeerError
-from quicferry.protocol.suite import SUITE_PARAMETER_ID
+from quicferry.protocol.suite import SUITE_PARAMETER_ID, WITHDRAWAL_PARAMETER_ID
 from quicferry.protocol.varint import encode_varint
 
 MAX_ACK_DELAY_ID = 0x0B
@@ -26,22 +26,33 @@ def with_suite(parameters: bytes, suite: bytes) -> bytes:
     return b"".join(others) + _encode(SUITE_PARAMETER_ID, suite)
 
 
-def find_suite(parameters: bytes) -> bytes | None:
-    """Return the value of the suite among encoded, well-formed transport parameters.
+def with_withdrawal(parameters: bytes) -> bytes:
+    """Return encoded transport parameters with the one for withdrawals."""
+    return parameters + _encode(WITHDRAWAL_PARAMETER_ID, b"")
+
+
+def without(parameters: bytes, unwanted: int) -> bytes:
+    """Return encoded transport parameters without the one of this identifier."""
+    return b"".join(_encode(*each) for each in _decode(parameters) if each[0] != unwanted)
+
+
+def find(parameters: bytes, wanted: int) -> bytes | None:
+    """Return the value of a parameter among encoded, well-formed transport parameters.
+
+    Args:
+        parameters: All of them.
+        wanted: Its identifier.
 
     Raises:
         PeerError: TRANSPORT_PARAMETER_ERROR if it is there twice (RFC 9000 7.4).
     """
-    found: bytes | None = None
-    for identifier, value in _decode(parameters):
-        if identifier == SUITE_PARAMETER_ID:
-            if found is not None:
-                raise PeerError(
-                    ConnectionErrorCode.TRANSPORT_PARAMETER_ERROR,
-                    "server_migration_suite is there twice",
-                )
-            found = value
-    return found
+    values = [value for identifier, value in _decode(parameters) if identifier == wanted]
+    if len(values) > 1:
+        raise PeerError(
+            ConnectionErrorCode.TRANSPORT_PARAMETER_ERROR,
+            f"the transport parameter {wanted:#x} is there twice",
+        )
+    return values[0] if values else None
 
 
 def _encode(identifier: int, value: bytes) -> bytes:

@@ -9,7 +9,6 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
 from quicferry.protocol import (
-    FrameType,
     MigrationAddress,
     MigrationFrame,
     MigrationProtocol,
@@ -20,6 +19,7 @@ from quicferry.protocol import (
 )
 from quicferry.protocol.server import (
     Action,
+    Cancel,
     Complete,
     Emit,
     Send,
@@ -58,7 +58,9 @@ class ServerSide:
         negotiated: MigrationProtocol | None,
         family: int,
     ) -> None:
-        self.machine = ServerMachine(options, negotiated, family)
+        self.machine = ServerMachine(
+            options, negotiated, family, can_withdraw=connection.knows_withdrawals
+        )
         self._connection = connection
         self._options = options
         self._to_send: deque[MigrationFrame] = deque()
@@ -137,10 +139,7 @@ class ServerSide:
 
     def abort(self) -> None:
         """Give up a migration that has not been switched; raises MigrationError after it."""
-        self._to_send = deque(
-            frame for frame in self._to_send if frame.type is not FrameType.SERVER_MIGRATION
-        )
-        self._run(self.machine.abort())
+        self._run(self.machine.abort(address_from_network(self._connection.server_address)))
 
     def network_switch(self, address: NetworkAddress, now: float) -> None:
         """Go on at another local address; raises MigrationError if it is not possible."""
@@ -216,6 +215,8 @@ class ServerSide:
                 case Send(frame):
                     if frame not in self._to_send:
                         self._to_send.append(frame)
+                case Cancel(frame):
+                    self._to_send = deque(each for each in self._to_send if each is not frame)
                 case SendMigrated():
                     self._must_be_heard = True
                 case SwitchPath():

@@ -196,6 +196,7 @@ def _capture(connection: Connection, now: float) -> Snapshot:
         initial_source_cid=bytes(connection._local_initial_source_connection_id),
         alpn=connection.tls.alpn_negotiated,
         negotiated=None if connection.negotiated is None else int(connection.negotiated),
+        knows_withdrawals=connection.knows_withdrawals,
         keys=capture_keys(connection),
         packets=capture_packets(connection, now),
         host_cid=bytes(connection.host_cid),
@@ -273,6 +274,7 @@ def _restore(connection: Connection, snapshot: Snapshot, now: float) -> None:
 def _restore_server_side(connection: Connection, snapshot: Snapshot, now: float) -> None:
     if snapshot.negotiated is not None:
         connection.negotiated = MigrationProtocol(snapshot.negotiated)
+    connection.knows_withdrawals = snapshot.knows_withdrawals
     options, state = connection._options, snapshot.migration
     if isinstance(options, ServerMigration):
         family = 4 if state is None else state.family

@@ -21,7 +21,7 @@ import msgpack
 from quicferry.protocol import QuicferryError
 
 MAGIC = b"QFCS"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_SNAPSHOT_SIZE = 64 << 20
 """In bytes; a connection that holds more data than that is not frozen."""
 

@@ -26,7 +26,8 @@ def capture_migration(connection: Connection, now: float) -> MigrationState | No
     if side is None:
         return None
     progress = side.machine.export()
-    announcement, switched_to = progress.announcement, progress.switched_to
+    announcement, withdrawal = progress.announcement, progress.withdrawal
+    switched_to = progress.switched_to
     return MigrationState(
         state=progress.state.name,
         protocol=None if progress.protocol is None else int(progress.protocol),
@@ -37,6 +38,7 @@ def capture_migration(connection: Connection, now: float) -> MigrationState | No
         ),
         announcement=None if announcement is None else encode_body(announcement),
         is_announcement_acknowledged=progress.is_announcement_acknowledged,
+        withdrawal=None if withdrawal is None else encode_body(withdrawal),
         has_connection_ids=progress.has_connection_ids,
         switched_to=None if switched_to is None else MigrationAddress.of(switched_to).encode(),
         is_migrated_acknowledged=progress.is_migrated_acknowledged,
@@ -61,7 +63,7 @@ def restore_migration(side: ServerSide, state: MigrationState, now: float) -> No
     """Go on with a migration, or with none."""
     progress = _progress(state)
     side.machine.resume(progress)
-    side._to_send = deque(_frame(frame, progress.announcement) for frame in state.frames)
+    side._to_send = deque(_frame(frame, progress) for frame in state.frames)
     side._must_be_heard = state.must_be_heard
     side._retire_later = list(state.retire_later)
     side._delivered = set(state.delivered)
@@ -87,6 +89,7 @@ def _progress(state: MigrationState) -> ServerProgress:
         pool_unacknowledged=frozenset(map(MigrationAddress.decode, state.pool_unacknowledged)),
         announcement=None if state.announcement is None else _announcement(state.announcement),
         is_announcement_acknowledged=state.is_announcement_acknowledged,
+        withdrawal=None if state.withdrawal is None else _announcement(state.withdrawal),
         has_connection_ids=state.has_connection_ids,
         switched_to=switched_to,
         is_migrated_acknowledged=state.is_migrated_acknowledged,
@@ -99,7 +102,8 @@ def _announcement(body: bytes) -> ServerMigrationFrame:
     return frame
 
 
-def _frame(state: FrameState, announcement: ServerMigrationFrame | None) -> MigrationFrame:
+def _frame(state: FrameState, progress: ServerProgress) -> MigrationFrame:
     frame = decode_frame(state.type, state.body)
-    # The machine knows its announcement by identity.
-    return announcement if announcement is not None and frame == announcement else frame
+    # The machine knows what it has said by identity.
+    known = (progress.withdrawal, progress.announcement)
+    return next((each for each in known if each is not None and each == frame), frame)

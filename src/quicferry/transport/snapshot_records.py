@@ -317,6 +317,7 @@ class MigrationState:
     pool_unacknowledged: Annotated[tuple[WireAddress, ...], Within(0, 64)]
     announcement: WireAddress | None
     is_announcement_acknowledged: bool
+    withdrawal: WireAddress | None
     has_connection_ids: bool
     switched_to: WireAddress | None
     is_migrated_acknowledged: bool
@@ -335,7 +336,10 @@ class MigrationState:
         demand(self.state in State.__members__, "an unknown state of the migration")
         known = self.protocol is None or self.protocol in map(int, MigrationProtocol)
         demand(known, "an unknown migration protocol")
-        demand(self.protocol is not None or self.state == "IDLE", "a migration by no protocol")
+        resting = self.state in ("IDLE", "WITHDRAWING")
+        demand(self.protocol is not None or resting, "a migration by no protocol")
+        withdraws = self.state in ("WITHDRAWING", "QUEUED")
+        demand(withdraws == (self.withdrawal is not None), "a withdrawal at the wrong time")
         demand(self.family in (4, 6), "an unknown address family")
 
 
@@ -348,6 +352,7 @@ class Snapshot:
     initial_source_cid: Cid
     alpn: Text | None
     negotiated: Small | None
+    knows_withdrawals: bool
     keys: KeyState
     packets: PacketState
     host_cid: Cid

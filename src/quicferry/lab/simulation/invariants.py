@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from quicferry.protocol.events import (
+    AnnouncementWithdrawn,
     ClientMigrationDetected,
     MigrationCompleted,
     MigrationEvent,
@@ -15,6 +16,8 @@ from quicferry.protocol.events import (
     MigrationReady,
     PoolAddressReceived,
     ProbingStarted,
+    ServerMigrationReceived,
+    WithdrawalAcknowledged,
 )
 from quicferry.protocol.suite import MigrationProtocol
 from quicferry.transport import PathEstimate, address_from_network
@@ -22,7 +25,10 @@ from quicferry.transport import PathEstimate, address_from_network
 from .endpoint import Client, Endpoint, ServerEndpoint
 from .errors import InvariantError
 from .network import SimulatedAddress
-from .scenario import Ending, Move
+from .scenario import ANNOUNCING_PROTOCOLS, Ending, Move
+
+_ENDS = MigrationCompleted | MigrationReady | AnnouncementWithdrawn | WithdrawalAcknowledged
+"""After these the same may happen again."""
 
 EventT = TypeVar("EventT", bound=MigrationEvent)
 
@@ -118,6 +124,21 @@ class EventCheck:
             if failures:
                 raise InvariantError(f"{side.name} failed: {failures}")
             self._check_once(side)
+        self._check_withdrawals()
+
+    def _check_withdrawals(self) -> None:
+        """What the client was told of, and has not come about, it was told to forget."""
+        if not self._server.migrating.knows_withdrawals:
+            return
+        announced = len(events_of(self._client, ServerMigrationReceived))
+        withdrawn = len(events_of(self._client, AnnouncementWithdrawn))
+        switched = [move for move in self._moves if move.ending is Ending.SWITCH]
+        come_about = sum(move.protocol in ANNOUNCING_PROTOCOLS for move in switched)
+        if announced != withdrawn + come_about:
+            raise InvariantError(
+                f"{self._client.name} was told of {announced} moves, {withdrawn} were withdrawn, "
+                f"and {come_about} came about"
+            )
 
     def _check_once(self, side: Endpoint) -> None:
         """The same event comes at most once for each move, and while nothing moves, not at all."""
@@ -129,7 +150,7 @@ class EventCheck:
                 raise InvariantError(f"{side.name} raised {count} times: {event}")
         between: set[MigrationEvent] = set()
         for event in log:
-            if isinstance(event, MigrationCompleted | MigrationReady):
+            if isinstance(event, _ENDS):
                 between.clear()
             elif not _may_repeat(event):
                 if event in between:

@@ -19,7 +19,7 @@ from quicferry.protocol.errors import MigrationErrorCode
 from quicferry.protocol.events import HandshakeFinished, PoolAddressAcknowledged
 from quicferry.protocol.options import ClientMigration, ServerMigration
 from quicferry.protocol.suite import MigrationProtocol
-from quicferry.transport import address_from_network
+from quicferry.transport import Connection, address_from_network
 
 from .configurations import client_configuration, server_configuration
 from .endpoint import Client, ServerEndpoint, ServerHost
@@ -33,6 +33,7 @@ from .invariants import (
     events_of,
 )
 from .network import Datagram, SimulatedAddress
+from .older import OlderClient
 from .scenario import ClientChange, Ending, Follow, Move, Scenario, client_address
 from .simulation import Simulation
 from .traffic import Exchange, Requests, Responder
@@ -115,6 +116,7 @@ class _Play:
                 ),
                 logger,
             ),
+            connection_type=Connection if scenario.knows_withdrawals else OlderClient,
             nat=scenario.nat,
             external=client_address(scenario.family, 2),
         )
@@ -156,10 +158,10 @@ class _Play:
         for number, move in enumerate(self.scenario.moves, 1):
             self.move(move)
             hurried = move.follow is Follow.AT_ONCE and number < len(self.scenario.moves)
-            if move.ending is Ending.SWITCH and hurried:
-                self.complete_server()
-            else:
+            if not hurried:
                 self.settle()
+            elif move.ending is Ending.SWITCH:
+                self.complete_server()
         return Outcome(
             self.migrations,
             self.aborts + path_state.returns,
@@ -280,6 +282,9 @@ class _Play:
         self.exchange()
         for side in (self.client, self.server):
             self.run_until(partial(self.events.completed, side), f"completion at {side.name}")
+        self.run_until(
+            lambda: self.server.migrating.migration_state == "idle", "the withdrawal's end"
+        )
         # A false alarm or a lost PATH_RESPONSE may still be about, which the next packets settle.
         for _ in range(ATTEMPTS):
             # Acknowledgements, retirements of connection IDs, and late duplicates.

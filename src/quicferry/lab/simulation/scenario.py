@@ -4,8 +4,9 @@ A scenario is plain data, so that it can be printed, and changed by hand when a 
 into. Drawn are all protocols, policies and schedulers, pools, both address families, paths with
 loss, reordering and duplication that differ from address to address, NATs that give the client
 another address while the server moves, clients that move themselves, false alarms, aborted
-relocations, and several relocations in a row. What the specification says cannot work is not drawn:
-the symmetric protocols behind a NAT that lets the new address in only after it has been sent to.
+relocations, several relocations in a row, and clients that cannot be told of an abort. What the
+specification says cannot work is not drawn: the symmetric protocols behind a NAT that lets the new
+address in only after it has been sent to.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Follow(enum.Enum):
     SETTLED = "settled"
     """When all is quiet again."""
     AT_ONCE = "at-once"
-    """As soon as the server reports completion, whatever else is still under way."""
+    """As soon as the server reports completion, or has given it up, whatever else is under way."""
 
 
 class ClientChange(enum.Enum):
@@ -69,7 +70,7 @@ class Move:
         linger: Seconds from then to the freeze, or to giving it up.
         frozen: Seconds from the freeze to the network switch.
         ending: How it ends.
-        follow: When the next one begins, if this one ends with a network switch.
+        follow: When the next one begins.
         asked_after: Seconds from readiness to the application's request to look for the server
             (proactive policy); None: it does not ask.
         client_change: What happens to the client's address.
@@ -101,6 +102,7 @@ class Scenario:
         protocols: What the client offers.
         policy: The client's policy.
         scheduler: The client's scheduler.
+        knows_withdrawals: Whether the client can be told that an announced move will not be.
         probe_interval: The client's probe interval.
         family: 4 or 6.
         server: Where the server starts.
@@ -115,6 +117,7 @@ class Scenario:
     protocols: MigrationProtocol
     policy: Policy
     scheduler: Scheduler
+    knows_withdrawals: bool
     probe_interval: float
     family: int
     server: SimulatedAddress
@@ -158,7 +161,8 @@ def draw(seed: int) -> Scenario:
 
     symmetric = protocol in SYMMETRIC_PROTOCOLS
     nat = rng.choice((None, None, NatKind.FULL_CONE, *(() if symmetric else tuple(NatKind))))
-    moves = _draw_moves(rng, protocol, server, places, nat)
+    knows_withdrawals = rng.random() < 0.75
+    moves = _draw_moves(rng, protocol, server, places, nat, knows_withdrawals)
     addresses = {server, *pool, *(move.destination for move in moves)}
     restricted = nat in (NatKind.ADDRESS_RESTRICTED, NatKind.PORT_RESTRICTED)
     return Scenario(
@@ -166,6 +170,7 @@ def draw(seed: int) -> Scenario:
         protocols=ALL_PROTOCOLS if rng.random() < 0.7 else _protocols_of(moves, protocol),
         policy=rng.choice(list(Policy)),
         scheduler=rng.choice(list(Scheduler)),
+        knows_withdrawals=knows_withdrawals,
         probe_interval=rng.choice((0.02, 0.04, 0.1)),
         family=family,
         server=server,
@@ -195,6 +200,7 @@ def _draw_moves(
     server: SimulatedAddress,
     places: list[SimulatedAddress],
     nat: NatKind | None,
+    knows_withdrawals: bool,
 ) -> tuple[Move, ...]:
     moves: list[Move] = []
     current = server
@@ -204,12 +210,12 @@ def _draw_moves(
             break
         if moves and protocol is not MigrationProtocol.POOL_OF_ADDRESSES:
             given_up = moves[-1].ending is not Ending.SWITCH
-            if given_up and protocol in ANNOUNCING_PROTOCOLS:
+            if given_up and protocol in ANNOUNCING_PROTOCOLS and not knows_withdrawals:
                 # The client knows of it, and nothing can make it forget.
                 destination = moves[-1].destination
             else:
                 protocol = rng.choice(_protocols_behind(nat))
-        ending = rng.choices(list(Ending), (0.85, 0.1, 0.05))[0]
+        ending = rng.choices(list(Ending), (0.75, 0.15, 0.1))[0]
         moves.append(_draw_move(rng, protocol, destination, ending, nat))
         if ending is Ending.SWITCH:
             current = destination
