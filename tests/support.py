@@ -40,7 +40,7 @@ from quicferry.protocol import (
     Scheduler,
     ServerMigration,
 )
-from quicferry.transport import address_from_network
+from quicferry.transport import Connection, address_from_network
 
 EXPLICIT = MigrationProtocol.EXPLICIT
 POOL = MigrationProtocol.POOL_OF_ADDRESSES
@@ -70,6 +70,14 @@ def wire_address(target: SimulatedAddress | None) -> bytes:
     address = address_from_network(target)
     assert address is not None
     return MigrationAddress.of(address).encode()
+
+
+class OlderClient(Connection):
+    """A client that does not know withdrawals, as the thesis's does not."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.knows_withdrawals = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from support import (
     SYMMETRIC,
     SYNCHRONIZED,
     THIRD,
+    OlderClient,
     assert_works,
     error_code,
     genuine_elsewhere,
@@ -28,7 +29,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import OlderClient, SimulatedAddress
+from quicferry.lab.simulation import SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,

@@ -14,6 +14,7 @@ from support import (
     SYMMETRIC,
     SYNCHRONIZED,
     THIRD,
+    OlderClient,
     assert_works,
     in_state,
     inject,
@@ -27,7 +28,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import OlderClient, SimulatedAddress
+from quicferry.lab.simulation import SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,

@@ -12,6 +12,7 @@ from support import (
     SYMMETRIC,
     SYNCHRONIZED,
     THIRD,
+    OlderClient,
     error_code,
     handshake_under_way,
     lose,
@@ -20,7 +21,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import OlderClient, SimulatedAddress
+from quicferry.lab.simulation import SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,

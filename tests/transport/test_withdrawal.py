@@ -13,6 +13,7 @@ from support import (
     SYMMETRIC,
     SYNCHRONIZED,
     THIRD,
+    OlderClient,
     Wire,
     assert_works,
     error_code,
@@ -24,7 +25,7 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Datagram, NatKind, OlderClient, SimulatedAddress
+from quicferry.lab.simulation import Datagram, NatKind, SimulatedAddress
 from quicferry.lab.simulation.invariants import disagreement, events_of
 from quicferry.lab.simulation.scenario import client_address
 from quicferry.protocol import (

@@ -39,8 +39,8 @@ class Negotiation(QuicConnection):
     Attributes:
         negotiated: The protocols that were agreed on; 0 where nothing is in common; None where
             server migration is off for this connection.
-        knows_withdrawals: Whether the client has said that its server can take back what it has
-            announced.
+        knows_withdrawals: Whether the client says that its server can take back what it has
+            announced. A client may say no before its handshake, to be one that cannot.
     """
 
     def __init__(self, *, configuration: QuicConfiguration, **arguments: Any) -> None:
@@ -50,7 +50,7 @@ class Negotiation(QuicConnection):
         if options is not None and not isinstance(options, expected):
             raise ValueError(f"server_migration must be a {expected.__name__} here, or None")
         self.negotiated: MigrationProtocol | None = None
-        self.knows_withdrawals = False
+        self.knows_withdrawals = self._is_client and options is not None
         self._options: ClientMigration | ServerMigration | None = options
 
     # Overridden from aioquic
@@ -59,8 +59,7 @@ class Negotiation(QuicConnection):
         parameters: bytes = super()._serialize_transport_parameters()
         if self._is_client and self._options is not None:
             parameters = with_suite(parameters, encode_suite(self._options.protocols))
-            self.knows_withdrawals = True
-            return with_withdrawal(parameters)
+            return with_withdrawal(parameters) if self.knows_withdrawals else parameters
         suite = self.negotiated
         return parameters if suite is None else with_suite(parameters, encode_suite(suite))
 

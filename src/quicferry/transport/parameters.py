@@ -31,11 +31,6 @@ def with_withdrawal(parameters: bytes) -> bytes:
     return parameters + _encode(WITHDRAWAL_PARAMETER_ID, b"")
 
 
-def without(parameters: bytes, unwanted: int) -> bytes:
-    """Return encoded transport parameters without the one of this identifier."""
-    return b"".join(_encode(*each) for each in _decode(parameters) if each[0] != unwanted)
-
-
 def find(parameters: bytes, wanted: int) -> bytes | None:
     """Return the value of a parameter among encoded, well-formed transport parameters.
 

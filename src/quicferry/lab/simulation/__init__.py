@@ -14,7 +14,6 @@ from .errors import InvariantError, SimulationError
 from .nat import Nat, NatKind
 from .network import Counters, Datagram, Network, Path, Sharing, SimulatedAddress
 from .observer import Guard, Observer, SentPacket
-from .older import OlderClient
 from .randomness import seeded
 from .simulation import Simulation
 from .traffic import Answer, Exchange, Incoming, Requests, Responder, body
@@ -35,7 +34,6 @@ __all__ = [
     "NatKind",
     "Network",
     "Observer",
-    "OlderClient",
     "Path",
     "Requests",
     "Responder",

@@ -19,7 +19,7 @@ from quicferry.protocol.errors import MigrationErrorCode
 from quicferry.protocol.events import HandshakeFinished, PoolAddressAcknowledged
 from quicferry.protocol.options import ClientMigration, ServerMigration
 from quicferry.protocol.suite import MigrationProtocol
-from quicferry.transport import Connection, address_from_network
+from quicferry.transport import address_from_network
 
 from .configurations import client_configuration, server_configuration
 from .endpoint import Client, ServerEndpoint, ServerHost
@@ -33,7 +33,6 @@ from .invariants import (
     events_of,
 )
 from .network import Datagram, SimulatedAddress
-from .older import OlderClient
 from .scenario import ClientChange, Ending, Follow, Move, Scenario, client_address
 from .simulation import Simulation
 from .traffic import Exchange, Requests, Responder
@@ -116,7 +115,6 @@ class _Play:
                 ),
                 logger,
             ),
-            connection_type=Connection if scenario.knows_withdrawals else OlderClient,
             nat=scenario.nat,
             external=client_address(scenario.family, 2),
         )
@@ -135,6 +133,7 @@ class _Play:
 
     def run(self) -> Outcome:
         start = self.network.now
+        self.client.migrating.knows_withdrawals = self.scenario.knows_withdrawals
         self.client.connect(self.scenario.server)
         self.network.run_until(
             lambda: bool(self.host.endpoints) and self.client.handshake_complete,
