@@ -283,12 +283,13 @@ async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
                 create_protocol=HttpClient,
             ) as http:
                 http.on_migration_event(on_migration_event)
-                for number in range(options.repeat):
-                    if number:
-                        limit.reschedule(None)
-                        await asyncio.sleep(options.interval)
-                    limit.reschedule(loop.time() + options.timeout)
-                    await _exchange(http, options, output)
+                with http.kept_open():
+                    for number in range(options.repeat):
+                        if number:
+                            limit.reschedule(None)
+                            await asyncio.sleep(options.interval)
+                        limit.reschedule(loop.time() + options.timeout)
+                        await _exchange(http, options, output)
 
 
 async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) -> None:

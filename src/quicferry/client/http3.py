@@ -4,7 +4,8 @@
         response = await client.request("GET", "/")
         print(response.status, response.body)
 
-Any number of requests may be under way at once. Time limits are set with `asyncio.timeout`. A body
+Any number of requests may be under way at once. While one is, the connection is kept from its idle
+timeout; `kept_open` does so at other times. Time limits are set with `asyncio.timeout`. A body
 is complete or there is an error: what a response lacks of its announced length is never passed
 over in silence.
 """
@@ -92,7 +93,8 @@ class HttpClient(ConnectionProtocol):
         """
         exchange = self._send(method, path, headers, body)
         try:
-            yield StreamedResponse(exchange, await exchange.wait_begin())
+            with self.kept_open():  # an answer may take long (RFC 9114 5.1)
+                yield StreamedResponse(exchange, await exchange.wait_begin())
         finally:
             self._finish(exchange)
 

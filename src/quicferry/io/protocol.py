@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from aioquic.asyncio.protocol import QuicConnectionProtocol, QuicStreamHandler
@@ -128,6 +129,8 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._lost_callbacks: list[Callable[[ConnectionLost], None]] = []
         self._migration_callbacks: list[Callable[[MigrationEvent], None]] = []
         self._migration_streams: list[EventStream[MigrationEvent]] = []
+        self._keepers = 0
+        self._keeping: asyncio.TimerHandle | None = None
 
     # For applications
 
@@ -173,6 +176,23 @@ class ConnectionProtocol(QuicConnectionProtocol):
     def on_migration_event(self, callback: Callable[[MigrationEvent], None]) -> None:
         """Call `callback` with every migration event from now on, as it happens."""
         self._migration_callbacks.append(callback)
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Keep the connection from timing out while nothing is said, as long as the context lasts.
+
+        A PING asks the peer for a sign of life when it is due (RFC 9000 10.1.2). A peer that is
+        gone is still noticed, since it gives none.
+        """
+        self._keepers += 1
+        self._keep_open()
+        try:
+            yield
+        finally:
+            self._keepers -= 1
+            if not self._keepers and self._keeping is not None:
+                self._keeping.cancel()
+                self._keeping = None
 
     def close(self, error_code: int | None = None, reason_phrase: str = "") -> None:
         """Close the connection.
@@ -390,6 +410,7 @@ class ConnectionProtocol(QuicConnectionProtocol):
             elif isinstance(event, events.HandshakeCompleted):
                 self._connected = True
                 self._decided.set()
+                self._keep_open()
             elif isinstance(event, events.PingAcknowledged):
                 waiter = self._ping_waiters.pop(event.uid, None)
                 if waiter is not None and not waiter.done():
@@ -414,6 +435,25 @@ class ConnectionProtocol(QuicConnectionProtocol):
             for stream in self._migration_streams:
                 stream.end()
             self._migration_streams.clear()
+
+    def _keep_open(self, not_before: float = 0.0) -> None:
+        since = self.connection.quiet_since
+        if self._keepers and self._keeping is None and since is not None:
+            due = max(since + self.connection.longest_quiet, not_before)
+            self._keeping = self._loop.call_at(due, self._ask_for_life)
+
+    def _ask_for_life(self) -> None:
+        self._keeping = None
+        since, now = self.connection.quiet_since, self._loop.time()
+        if since is None:
+            return
+        longest = self.connection.longest_quiet
+        if since + longest > now + _CLOCK_RESOLUTION:
+            self._keep_open()
+        else:
+            self._quic.send_ping(_PING_FOR_LIFE)
+            self._keep_open(now + longest)  # if it is lost, loss recovery sends it again
+            self.transmit()
 
     def _end(self, error_code: int, frame_type: int | None, reason_phrase: str) -> None:
         self._quic.close(error_code, frame_type, reason_phrase)
@@ -452,3 +492,6 @@ class ConnectionProtocol(QuicConnectionProtocol):
 
 
 _CLOCK_RESOLUTION = 1e-6
+
+_PING_FOR_LIFE = 0
+"""Names the PINGs that nobody waits for; those of `ping` have the identity of an object."""

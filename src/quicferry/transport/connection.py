@@ -61,6 +61,9 @@ from .streams import StreamControl
 
 check_contract()
 
+LONGEST_QUIET = 25.0
+"""Seconds of silence that most NATs bear (RFC 9000 10.1.2)."""
+
 _ONE_RTT = tls.Epoch.ONE_RTT
 _ONE_RTT_ONLY = EPOCHS("1")
 
@@ -178,6 +181,25 @@ class Connection(Negotiation, StreamControl):
     def is_sealed(self) -> bool:
         """Whether the connection is frozen, or a copy that is not active yet: it does nothing."""
         return self._seal.is_shut
+
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when nothing has restarted the idle timer; None when there is none.
+
+        Only genuine packets of the peer do, and the first one after that which asks it for an
+        answer (RFC 9000 10.1).
+        """
+        if self._close_at is None or self._close_event is not None:
+            return None
+        return self._close_at - self._idle_timeout()
+
+    @property
+    def longest_quiet(self) -> float:
+        """How many seconds the connection can be quiet with no risk that it is forgotten.
+
+        That is half of the idle timeout of both sides, and what most NATs bear (RFC 9000 10.1.2).
+        """
+        return min(self._idle_timeout() / 2, LONGEST_QUIET)
 
     @property
     def close_reason(self) -> quic_events.ConnectionTerminated | None:
