@@ -343,3 +343,11 @@ async def test_loss_on_the_path_is_repaired() -> None:
         body = b"repaired" * 20_000
         assert (await client.request("POST", "/", body=body)).body == body
         link.mend()
+
+
+async def test_request_that_cannot_be_sent_leaves_the_connection_as_it_was() -> None:
+    async with served() as server, http_client(server) as client:
+        with pytest.raises(ValueError, match="x-large is longer than"):
+            await client.request("GET", "/", headers=[("x-large", "x" * 65536)])
+        for headers in ([("x-large", "x" * 60_000)], []):
+            assert (await client.request("GET", "/", headers=headers)).status == 200

@@ -56,8 +56,10 @@ _STATE = """
     _streams_blocked_pending _streams_blocked_uni _update_traffic_key
 """
 _HTTP3 = """
-    _blocked_streams _check_content_length _decode_headers _decoder _encoder
+    _blocked_streams _check_content_length _check_control_frame_type
+    _check_request_or_push_frame_type _decode_headers _decoder _encoder _get_local_settings
     _handle_request_or_push_end _handle_request_or_push_frame _init_connection
+    _receive_request_or_push_data
     _is_client _is_done _local_control_stream_id _local_decoder_stream_id _local_encoder_stream_id
     _max_push_id _max_table_capacity _next_push_id _peer_control_stream_id _peer_decoder_stream_id
     _peer_encoder_stream_id _quic _received_settings _sent_settings _settings_received _stream

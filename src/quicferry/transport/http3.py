@@ -10,19 +10,37 @@ from contextlib import suppress
 
 from aioquic.h3.connection import (
     ErrorCode,
+    FrameType,
     H3Connection,
     H3Stream,
     HeadersState,
     MessageError,
+    ProtocolError,
 )
 from aioquic.h3.events import H3Event, Headers
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 
-from .http3_messages import MessageMalformed, check_fields, complete_request
+from .http3_messages import (
+    MAX_FIELD_SECTION,
+    MessageMalformed,
+    SectionTooLargeError,
+    check_fields,
+    complete_request,
+)
 from .http3_state import HTTP3, Http3State, capture_http3, restore_http3
 from .qpack import StaticDecoder, StaticEncoder
 from .snapshot_format import SnapshotError, decode, encode
+
+MAX_SETTINGS = 4096
+"""Bytes of a frame on the control stream that is kept until its end."""
+
+_MAX_FIELD_SECTION_SIZE = 0x6  # RFC 9114 7.2.4.1; aioquic has no name for it
+_WITH_FIELDS = frozenset({FrameType.HEADERS, FrameType.PUSH_PROMISE})
+
+
+class _ExcessiveLoadError(ProtocolError):
+    error_code = ErrorCode.H3_EXCESSIVE_LOAD
 
 
 class Http3Connection(H3Connection):
@@ -36,6 +54,10 @@ class Http3Connection(H3Connection):
       `MessageMalformed` says so. A body that becomes longer than announced is noticed at once. More
       is malformed than for aioquic, and a request without ``:authority`` is not if it has
       ``host``; see `http3_messages`.
+    - What it keeps of a peer's frames is bounded: a field section of 256 KiB (`MAX_FIELD_SECTION`,
+      which the settings announce), settings of 4 KiB. aioquic waits for the end of a frame of any
+      length, and looks at all of it again with every packet. A request with a larger header is
+      answered with status 431 (RFC 9114 4.2.2, 10.5).
     - On a server it offers no dynamic QPACK table and uses none. A client that uses one all the
       same has broken the protocol (RFC 9204 2.2.3, 3.2.3), and the connection is closed.
     - A request can be ignored, from the middle of a frame on.
@@ -53,6 +75,7 @@ class Http3Connection(H3Connection):
         self._bodiless: set[int] = set()
         self._ignored: set[int] = set()
         self._malformed: dict[int, str] = {}
+        self._too_large: set[int] = set()
         self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
         super().__init__(quic)
 
@@ -122,6 +145,32 @@ class Http3Connection(H3Connection):
         self._ignored.update(self._begin_with.ignored)
         self._begin_with = None
 
+    def _get_local_settings(self) -> dict[int, int]:
+        return super()._get_local_settings() | {_MAX_FIELD_SECTION_SIZE: MAX_FIELD_SECTION}
+
+    def _check_control_frame_type(self, frame_type: int) -> None:
+        super()._check_control_frame_type(frame_type)
+        assert self._peer_control_stream_id is not None, "a frame has come on it"
+        size = self._stream[self._peer_control_stream_id].frame_size or 0
+        if frame_type in (FrameType.SETTINGS, FrameType.MAX_PUSH_ID) and size > MAX_SETTINGS:
+            raise _ExcessiveLoadError(
+                f"a frame on the control stream is larger than {MAX_SETTINGS} bytes"
+            )
+
+    def _check_request_or_push_frame_type(self, frame_type: int, stream: H3Stream) -> None:
+        super()._check_request_or_push_frame_type(frame_type, stream)
+        if frame_type in _WITH_FIELDS and (stream.frame_size or 0) > MAX_FIELD_SECTION:
+            raise SectionTooLargeError
+
+    def _receive_request_or_push_data(
+        self, stream: H3Stream, data: bytes, stream_ended: bool
+    ) -> list[H3Event]:
+        try:
+            return super()._receive_request_or_push_data(stream, data, stream_ended)
+        except SectionTooLargeError as exc:
+            self._note_malformed(stream, exc)
+            return []
+
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         headers: Headers = super()._decode_headers(stream_id, frame_data)
         check_fields(headers)
@@ -146,7 +195,7 @@ class Http3Connection(H3Connection):
                 frame_type, frame_data, stream, stream_ended
             )
         except MessageError as exc:
-            self._malformed[stream.stream_id] = exc.reason_phrase
+            self._note_malformed(stream, exc)
             return []
 
     def _handle_request_or_push_end(self, stream: H3Stream) -> list[H3Event]:
@@ -155,7 +204,7 @@ class Http3Connection(H3Connection):
         try:
             return super()._handle_request_or_push_end(stream)
         except MessageError as exc:
-            self._malformed[stream.stream_id] = exc.reason_phrase
+            self._note_malformed(stream, exc)
             return []
 
     def _check_content_length(self, stream: H3Stream) -> None:
@@ -164,6 +213,15 @@ class Http3Connection(H3Connection):
         super()._check_content_length(stream)
 
     # Malformed messages
+
+    def _note_malformed(self, stream: H3Stream, error: MessageError) -> None:
+        self._malformed[stream.stream_id] = error.reason_phrase
+        if (
+            isinstance(error, SectionTooLargeError)
+            and not self._is_client
+            and stream.headers_recv_state is HeadersState.INITIAL
+        ):
+            self._too_large.add(stream.stream_id)
 
     def _check_excess(self, stream_id: int) -> None:
         """Notice a body that is longer than announced before its end, which may never come."""
@@ -188,13 +246,19 @@ class Http3Connection(H3Connection):
             return []
         for stream_id in malformed:
             self._bodiless.discard(stream_id)
-            stream = self._stream.pop(stream_id, None)
+            error = ErrorCode.H3_MESSAGE_ERROR
+            stream = self._stream.get(stream_id)
+            if stream_id in self._too_large:
+                self._too_large.remove(stream_id)
+                error = ErrorCode.H3_NO_ERROR  # the response is complete (RFC 9114 4.1)
+                self.send_headers(stream_id, [(b":status", b"431")], end_stream=True)
+            self._stream.pop(stream_id, None)
             if stream is None:
                 continue  # it is over in both directions
             if not stream.sending_ended:
-                self._quic.reset_stream(stream_id, ErrorCode.H3_MESSAGE_ERROR)
+                self._quic.reset_stream(stream_id, error)
             if not stream.receiving_ended:
                 self._ignored.add(stream_id)
                 with suppress(ValueError):  # the peer may have reset it already
-                    self._quic.stop_stream(stream_id, ErrorCode.H3_MESSAGE_ERROR)
+                    self._quic.stop_stream(stream_id, error)
         return [MessageMalformed(*item) for item in malformed.items()]

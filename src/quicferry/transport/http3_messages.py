@@ -19,6 +19,13 @@ from aioquic.h3.connection import (
 )
 from aioquic.h3.events import H3Event, Headers
 
+MAX_FIELD_SECTION = 256 * 1024
+"""Bytes of a field section that is taken in (RFC 9114 4.2.2); browsers allow as much."""
+
+MAX_FIELD = 65535
+"""Bytes of a name or value that QPACK's encoder takes."""
+
+_FIELD_OVERHEAD = 32
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PATH = re.compile(rb"/[!-~]*")
 _CHECKS = {
@@ -42,12 +49,22 @@ class MessageMalformed(H3Event):
     reason: str
 
 
+class SectionTooLargeError(MessageError):
+    """A field section is larger than anyone here wants to keep (RFC 9114 4.2.2, 10.5.1)."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a header is larger than {MAX_FIELD_SECTION} bytes")
+
+
 def check_fields(headers: Headers) -> None:
     """Check what holds for every field section.
 
     Raises:
         MessageError: If it makes its message malformed.
+        SectionTooLargeError: If it is too large; compressed, it may have been small.
     """
+    if sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers) > MAX_FIELD_SECTION:
+        raise SectionTooLargeError
     lengths = set()
     for name, value in headers:
         if not name.startswith(b":") and not _TOKEN.fullmatch(name):
@@ -104,6 +121,10 @@ def sendable_fields(kind: str, headers: Headers) -> Headers:
     """
     lowered = [(name.lower(), value) for name, value in headers]
     fields = [(name, value) for name, value in lowered if not is_left_out(kind, name, value)]
+    for name, value in fields:
+        if max(len(name), len(value)) > MAX_FIELD:
+            what = ":path" if name == b":path" else f"field {name[:40].decode('latin-1')}"
+            raise ValueError(f"{what} is longer than the {MAX_FIELD} bytes that HTTP/3 can carry")
     try:
         check_fields(fields)
         if kind == "request":
