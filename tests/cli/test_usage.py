@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 from cli.all_commands import GROUPS, LEAVES
+from cli.command_line import DEMO_APP
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 import quicferry
 from quicferry.cli import main
+from quicferry.relocation import make_identities
 
 
 def test_version() -> None:
@@ -109,3 +117,34 @@ def test_several_servers_to_choose_from(tmp_path: Path, monkeypatch: pytest.Monk
     result = CliRunner().invoke(main, ["ctl", "status"])
     assert result.exit_code == 1
     assert "choose one with --socket" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["agent", "run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("certificate", "key", "message"),
+    [
+        ("a/certificate.pem", "b/key.pem", "b/key.pem is not the key of the certificate in"),
+        ("a/certificate.pem", "encrypted.pem", "encrypted.pem is encrypted"),
+        ("a/key.pem", "a/key.pem", "a/key.pem holds no certificate"),
+        ("a/certificate.pem", "a/certificate.pem", "a/certificate.pem holds no private key"),
+    ],
+)
+def test_certificates_that_no_client_could_use(
+    command: list[str],
+    certificate: str,
+    key: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_identities(Path(), ["a", "b"])
+    password = BestAvailableEncryption(b"sesame")
+    own_key = load_pem_private_key(Path("a/key.pem").read_bytes(), None)
+    encrypted = own_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, password)
+    Path("encrypted.pem").write_bytes(encrypted)
+    identity = ["--identity", "a"] if command == ["agent", "run"] else []
+    arguments = [*command, DEMO_APP, "--cert", certificate, "--key", key, *identity]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr

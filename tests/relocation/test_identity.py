@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import os
+import re
 import stat
+import tempfile
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from relocation.credentials import issue
 
@@ -13,6 +23,7 @@ from quicferry.relocation.errors import IdentityError
 from quicferry.relocation.identity import CA, CERTIFICATE, KEY, PEERS, Identity, make_identities
 from quicferry.server.certificate import HOST_VALIDITY
 
+NOBODY = 65534
 A, B, C = "a.example.org", "192.0.2.7", "2001:db8::1"
 
 
@@ -128,3 +139,62 @@ def test_nothing_secret_is_shown(tmp_path: Path) -> None:
     shown = repr(Identity.load(make_identities(tmp_path, [A, B])[A]))
     assert "PRIVATE" not in shown
     assert "SSLContext" not in shown
+
+
+def test_encrypted_key(tmp_path: Path) -> None:
+    folder = make_identities(tmp_path, [A, B])[A]
+    key = load_pem_private_key((folder / KEY).read_bytes(), None)
+    encrypted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+    (folder / KEY).write_bytes(encrypted)
+    with pytest.raises(IdentityError, match=r"is encrypted.*openssl pkey"):
+        Identity.load(folder)
+
+
+def test_files_with_line_ends_of_other_systems(tmp_path: Path) -> None:
+    folder = make_identities(tmp_path, [A, B, C])[A]
+    for name in (CERTIFICATE, KEY, PEERS):
+        path = folder / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(Identity.load(folder).peers) == 2
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Provide a directory that every user can enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("name", [CERTIFICATE, KEY, PEERS])
+def test_an_identity_of_another_user(public: Path, name: str) -> None:
+    """It is there, so nothing has to be made anew."""
+    folder = make_identities(public, [A, B])[A]
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NOBODY, NOBODY)
+    assert load_as(NOBODY, folder) == ""
+    os.chown(folder / name, 0, 0)
+    (folder / name).chmod(0o600)
+    said = load_as(NOBODY, folder)
+    assert re.match(rf"user nobody \(process \d+\) may not read {folder / name};", said)
+    assert f"chown -R nobody {folder}" in said
+    assert "agent init" not in said
+
+
+def load_as(user: int, folder: Path) -> str:
+    """Return what is wrong with an identity when another user reads it."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setgroups([])
+        os.setuid(user)
+        try:
+            Identity.load(folder)
+        except IdentityError as exc:
+            os.write(writer, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.wait()
+    with os.fdopen(reader) as said:
+        return said.read()

@@ -32,7 +32,6 @@ from quicferry.cli.options import (
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
     ApplicationError,
-    ConfigurationError,
     PhaseChanged,
     RelocationEvent,
     Server,
@@ -188,10 +187,7 @@ def make_configuration(serving: Serving, host: str, stack: ExitStack) -> tuple[C
         quic_logger=qlog_logger(serving.qlog),
         secrets_log_file=open_secrets_log(),
     )
-    try:
-        configuration.load_cert_chain(certificate, key)
-    except ValueError as exc:
-        raise ConfigurationError(f"cannot use {certificate} and {key}: {exc}") from exc
+    configuration.load_cert_chain(certificate, key)
     return configuration, certificate
 
 

@@ -15,6 +15,7 @@ from quicferry.server import (
     AsgiApplication,
     Phase,
     Server,
+    check_certificate,
     serve,
 )
 from quicferry.transport import FORMAT_VERSION, Configuration
@@ -61,6 +62,7 @@ class Agent(BaseAgent):
         linger: float = DEFAULT_LINGER,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
+        check_certificate(configuration)
         super().__init__(identity, listen)
         self.server: Server | None = None
         self.application = application

@@ -27,6 +27,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from quicferry.server.certificate import host_certificate
+from quicferry.transport import (
+    CredentialError,
+    belong_together,
+    certificates_in,
+    current_user,
+    may_not_read,
+    private_key_in,
+    read_file,
+)
 
 from .errors import IdentityError
 
@@ -76,10 +85,15 @@ class Identity:
         certificate = _certificates(directory / CERTIFICATE)[0]
         key = directory / KEY
         try:
-            mode = key.stat().st_mode
-        except OSError as exc:
-            raise _missing(key, exc) from None
-        if mode & _READABLE_BY_OTHERS:
+            private_key = private_key_in(read_file(key), str(key))
+        except CredentialError as exc:
+            raise _unusable(key, exc) from None
+        if not belong_together(certificate, private_key):
+            raise IdentityError(
+                f"{directory / CERTIFICATE} and {key} cannot be used together; make new ones with: "
+                "quicferry agent init"
+            )
+        if key.stat().st_mode & _READABLE_BY_OTHERS:
             raise IdentityError(f"others may read {key}; run: chmod 600 {key}")
         now = datetime.datetime.now(datetime.UTC)
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
@@ -206,17 +220,17 @@ def _name(certificate: x509.Certificate) -> str:
 
 def _certificates(path: Path) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except OSError as exc:
-        raise _missing(path, exc) from None
-    except ValueError:
-        raise IdentityError(f"{path} holds no certificate in PEM") from None
+        return certificates_in(read_file(path), str(path))
+    except CredentialError as exc:
+        raise _unusable(path, exc) from None
 
 
-def _missing(path: Path, error: OSError) -> IdentityError:
-    return IdentityError(
-        f"cannot read {path}: {error.strerror or error}; make it with: quicferry agent init"
-    )
+def _unusable(path: Path, error: CredentialError) -> IdentityError:
+    """Return the error for a file of an identity; who must not read it needs no other one."""
+    if isinstance(error.__cause__, PermissionError):
+        owner = f"chown -R {current_user()} {path.parent}"
+        return IdentityError(f"{may_not_read(str(path))}; give the identity to that user: {owner}")
+    return IdentityError(f"{error}; make it with: quicferry agent init")
 
 
 def _no_password() -> str:

@@ -2,7 +2,7 @@
 
 from .application import AsgiApplication
 from .arrival import Arrival
-from .certificate import host_certificate, load_pem, self_signed
+from .certificate import check_certificate, host_certificate, load_pem, self_signed
 from .departure import Departure, FrozenConnection
 from .errors import (
     ApplicationError,
@@ -52,6 +52,7 @@ __all__ = [
     "ServerEvent",
     "Suspension",
     "Unready",
+    "check_certificate",
     "default_management_path",
     "host_certificate",
     "load_pem",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.tls import load_pem_private_key, load_pem_x509_certificates
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from quicferry.transport import belong_together, certificates_in, private_key_in
+
+from .errors import ConfigurationError
+
+logger = logging.getLogger("quicferry.server")
 
 VALIDITY = timedelta(days=90)
 
@@ -23,6 +29,12 @@ that expires is noticed when the host has to be left."""
 _EARLIER = timedelta(minutes=5)
 _HOST_EARLIER = timedelta(days=1)
 _LONGEST_COMMON_NAME = 64  # X.520
+
+_SMALLEST_RSA_KEY = 1024
+_COMMON_RSA_KEY = 2048
+_FOR_SERVERS = frozenset(
+    {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+)
 
 
 def self_signed(hosts: Iterable[str]) -> tuple[bytes, bytes]:
@@ -68,11 +80,75 @@ def host_certificate(host: str) -> tuple[bytes, bytes]:
 
 
 def load_pem(configuration: QuicConfiguration, certificate: bytes, key: bytes) -> None:
-    """Put a certificate chain and its private key, both in PEM format, into a configuration."""
-    configuration.certificate, *configuration.certificate_chain = load_pem_x509_certificates(
-        certificate
-    )
-    configuration.private_key = load_pem_private_key(key, password=None)
+    """Put a certificate chain and its private key, both in PEM format, into a configuration.
+
+    Raises:
+        CredentialError: If they cannot be read.
+    """
+    certificates = certificates_in(certificate, "the certificate chain")
+    configuration.private_key = private_key_in(key, "the key")
+    configuration.certificate, *configuration.certificate_chain = certificates
+
+
+def check_certificate(configuration: QuicConfiguration) -> None:
+    """Assert that clients can use the certificate of a server; warn of what many object to.
+
+    Raises:
+        ConfigurationError: If no client at all could connect; the text says what to do.
+    """
+    certificate, key = configuration.certificate, configuration.private_key
+    if configuration.is_client or certificate is None:
+        raise ConfigurationError(
+            "a server's configuration needs is_client=False and a certificate; load one with "
+            "load_cert_chain, or make one with quicferry.server.self_signed"
+        )
+    if key is None:
+        raise ConfigurationError("the certificate has no private key; load one with it")
+    if not belong_together(certificate, key):
+        raise ConfigurationError(
+            "the private key is not that of the certificate; load the two that belong together"
+        )
+    usable = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+    if isinstance(key, rsa.RSAPrivateKey):
+        usable = key.key_size >= _SMALLEST_RSA_KEY
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
+        usable = isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    if not usable:
+        raise ConfigurationError(
+            "no client can use the certificate's key; make one that is ECDSA with the curve P-256 "
+            f"or P-384, or RSA with 2048 bits (at least {_SMALLEST_RSA_KEY})"
+        )
+    for objection in (*_objections(certificate), *_objections_to_key(key)):
+        logger.warning("clients may not accept the certificate: %s", objection)
+
+
+def _objections(certificate: x509.Certificate) -> Iterator[str]:
+    now = datetime.now(UTC)
+    if now < certificate.not_valid_before_utc:
+        begin = certificate.not_valid_before_utc
+        yield f"it is valid only from {begin:%Y-%m-%d %H:%M} UTC on; look at this host's clock"
+    if now > certificate.not_valid_after_utc:
+        yield f"it was valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; renew it"
+    try:
+        known = {type(each.value): each.value for each in certificate.extensions}
+    except ValueError:
+        yield "its extensions are damaged"
+        return
+    if x509.SubjectAlternativeName not in known:
+        yield "it has no subject alternative name, so it is good for no name and no address"
+    usages = known.get(x509.ExtendedKeyUsage)
+    if isinstance(usages, x509.ExtendedKeyUsage) and not _FOR_SERVERS & set(usages):
+        yield "its extended key usage is not that of a server"
+    usage = known.get(x509.KeyUsage)
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        yield "its key usage does not allow digital signatures (RFC 8446 4.4.2.2)"
+
+
+def _objections_to_key(key: object) -> Iterator[str]:
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _COMMON_RSA_KEY:
+        yield f"its key has {key.key_size} bits, and many clients want {_COMMON_RSA_KEY}"
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+        yield "browsers know no keys of this kind (Ed25519, Ed448)"
 
 
 def _builder(

@@ -36,6 +36,7 @@ from quicferry.transport import address_from_network
 from .application import Application
 from .arrival import Arrival
 from .asgi import AsgiProtocol
+from .certificate import check_certificate
 from .departure import Departure
 from .errors import ConfigurationError
 from .planning import Choice, Destination
@@ -279,11 +280,7 @@ async def serve(
         OSError: If the name cannot be resolved.
     """
     configuration = copy.copy(configuration)
-    if configuration.is_client or configuration.certificate is None:
-        raise ConfigurationError(
-            "a server's configuration needs is_client=False and a certificate; load one with "
-            "load_cert_chain, or make one with quicferry.server.self_signed"
-        )
+    check_certificate(configuration)
     infos = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
     )

@@ -9,6 +9,15 @@ from .configuration import Configuration
 from .connection import Connection
 from .http3 import Http3Connection
 from .http3_messages import MessageMalformed, sendable_fields
+from .pem import (
+    CredentialError,
+    belong_together,
+    certificates_in,
+    current_user,
+    may_not_read,
+    private_key_in,
+    read_file,
+)
 from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
 from .snapshot import freeze, last_words, prepare_snapshots, thaw
@@ -22,6 +31,7 @@ __all__ = [
     "RESERVED_NUMBERS",
     "Configuration",
     "Connection",
+    "CredentialError",
     "Http3Connection",
     "MessageMalformed",
     "NetworkAddress",
@@ -30,12 +40,18 @@ __all__ = [
     "activate",
     "address_from_network",
     "become_copy",
+    "belong_together",
+    "certificates_in",
     "commit",
+    "current_user",
     "fall_silent",
     "freeze",
     "last_words",
+    "may_not_read",
     "network_address",
     "prepare_snapshots",
+    "private_key_in",
+    "read_file",
     "resume_after_freeze",
     "sendable_fields",
     "thaw",

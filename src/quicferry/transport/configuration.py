@@ -1,12 +1,16 @@
-"""aioquic's configuration with one more field."""
+"""aioquic's configuration with one more field, and with files as Python's `ssl` reads them."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from aioquic.quic.configuration import QuicConfiguration
 
 from quicferry.protocol import ClientMigration, ServerMigration
+
+from .pem import assert_authorities, authorities_in, certificates_in, fit, private_key_in, read_file
 
 
 @dataclass
@@ -16,6 +20,64 @@ class Configuration(QuicConfiguration):
     Attributes:
         server_migration: The choices of this side about server migration. None switches it off,
             and the connection is plain RFC 9000 QUIC.
+
+    Raises:
+        CredentialError: If there is no certificate in `cadata`.
     """
 
     server_migration: ClientMigration | ServerMigration | None = None
+
+    def __post_init__(self) -> None:
+        if self.cadata is not None:
+            self.cadata = authorities_in(self.cadata, "cadata")
+
+    def load_cert_chain(
+        self,
+        certfile: str | os.PathLike[Any],
+        keyfile: str | os.PathLike[Any] | None = None,
+        password: bytes | str | None = None,
+    ) -> None:
+        """Load a certificate, those of the authorities between, and the private key, from PEM.
+
+        Args:
+            certfile: The file with the certificate first.
+            keyfile: The file with the key; by default it is in `certfile`, too.
+            password: What the key is encrypted with.
+
+        Raises:
+            CredentialError: If they cannot be read or do not belong together. Nothing has changed.
+        """
+        data, name = read_file(certfile), os.fspath(certfile)
+        certificates = certificates_in(data, name)
+        if keyfile is not None:
+            data, keyname = read_file(keyfile), os.fspath(keyfile)
+        else:
+            keyname = name
+        if isinstance(password, str):
+            password = password.encode()
+        key = private_key_in(data, keyname, password)
+        fit(certificates, key, name, keyname)
+        self.certificate, *self.certificate_chain = certificates
+        self.private_key = key
+
+    def load_verify_locations(
+        self,
+        cafile: str | None = None,
+        capath: str | None = None,
+        cadata: bytes | None = None,
+    ) -> None:
+        """Trust certification authorities, and no others.
+
+        Args:
+            cafile: A PEM file with certificates.
+            capath: A directory with such files, named as OpenSSL wants.
+            cadata: Certificates in PEM.
+
+        Raises:
+            CredentialError: If they cannot be read. Nothing has changed.
+        """
+        if cafile is not None or capath is not None:
+            assert_authorities(cafile, capath)
+        if cadata is not None:
+            cadata = authorities_in(cadata, "cadata")
+        super().load_verify_locations(cafile, capath, cadata)
