@@ -104,7 +104,9 @@ async def served(app: Any = None, **arguments: Any) -> AsyncIterator[Server]:
     arguments.setdefault("configuration", server_configuration())
     port = arguments.pop("port", 0)
     host = arguments.pop("host", "127.0.0.1")
-    async with await quicferry.serve(host, port, app=app or demo_app, **arguments) as server:
+    if "create_protocol" not in arguments:
+        app = app or demo_app
+    async with await quicferry.serve(host, port, app=app, **arguments) as server:
         yield server
 
 

@@ -476,3 +476,21 @@ async def test_the_destination_goes_on_in_a_trace_of_its_own(tmp_path: Path) -> 
     assert read_trace(before)[0] == read_trace(after)[0]
     assert "migration:migration_ready" in names(read_trace(before)[1])
     assert "migration:migration_completed" in names(read_trace(after)[1])
+
+
+async def test_a_server_is_closed_whose_clients_have_not_followed(tmp_path: Path) -> None:
+    link = Filter()
+    async with (
+        two_hosts(tmp_path) as hosts,
+        http_client(hosts.server, wrap_transport=link) as client,
+    ):
+        await server_side(hosts.server, client)
+        handover = hosts.handover(follow=0.0)
+        link.drops_received = lambda data, addr: addr[0] == DESTINATION
+        report = await handover.run()
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        server = hosts.agent.server
+        assert server is not None
+        async with asyncio.timeout(20):
+            await server.close()
+        assert (await server.wait_completed()).is_final

@@ -280,7 +280,7 @@ async def test_other_streams_are_not_held_up() -> None:
         raw.server.admit_requests(Admission.NONE)
         answers.set()
         await raw.server.wait_idle()
-        while raw.client.resets != {0: [ErrorCode.H3_NO_ERROR]}:
+        while set(raw.client.resets.get(0, ())) != {ErrorCode.H3_NO_ERROR}:
             await raw.settled()
         await raw.settled()  # the client resets its part of the stream
         assert raw.server.withheld_events() == []

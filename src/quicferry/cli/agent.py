@@ -16,6 +16,7 @@ from quicferry.cli.options import address, json_option
 from quicferry.cli.serving import (
     Say,
     Serving,
+    close_server,
     load_application,
     make_configuration,
     report_events,
@@ -137,7 +138,8 @@ def run(
     """Adopt servers of the ASGI application APP (module:attribute), and serve their clients.
 
     The server on the other host must have been started with the same APP. An adopted server has a
-    management socket, and can be moved on. SIGINT or SIGTERM stop the agent and what it serves.
+    management socket, and can be moved on. SIGINT or SIGTERM stop the agent, and what it
+    serves when running requests have ended.
     """
     serving = Serving.of(application=app, **options)
     say = say_json if as_json else say_text
@@ -156,7 +158,7 @@ async def _run(
     with ExitStack() as files:
         configuration, _ = make_configuration(serving, str(listen.host), files)
         async with AsyncExitStack() as stack:
-            stopped = stack.enter_context(stop_requests(serving))
+            stop = stack.enter_context(stop_requests(serving))
             running = Agent(
                 application,
                 application=serving.application,
@@ -165,6 +167,7 @@ async def _run(
                 listen=listen,
                 retry=serving.retry,
                 linger=serving.linger,
+                grace=serving.grace,
                 capacity=capacity,
             )
             await stack.enter_async_context(running)
@@ -175,11 +178,13 @@ async def _run(
                 f"quicferry {__version__} waits for servers of {serving.application}\n"
                 f"  listening on  {running.address} (TCP), as {identity.name}",
             )
-            stopping = asyncio.create_task(stopped.wait())
+            stopping = asyncio.create_task(stop.asked.wait())
             await asyncio.wait((stopping, following), return_when=asyncio.FIRST_COMPLETED)
             for task in (stopping, following):
                 task.cancel()
             await asyncio.gather(stopping, following, return_exceptions=True)
+            if running.server is not None:
+                await close_server(running.server, stop, serving.grace, say)
         say({"event": "stopped"}, "stopped")
 
 

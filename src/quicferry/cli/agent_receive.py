@@ -94,7 +94,7 @@ def receive(
 
 
 async def _receive(agent: ContainerAgent, say: Say) -> None:
-    with stop_signals() as stopped:
+    with stop_signals() as stop:
         async with agent as running:
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},
@@ -102,7 +102,7 @@ async def _receive(agent: ContainerAgent, say: Say) -> None:
                 f"  listening on  {running.address} (TCP)",
             )
             following = asyncio.create_task(_follow(running, say))
-            await stopped.wait()
+            await stop.asked.wait()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
     say({"event": "stopped"}, "stopped")

@@ -10,7 +10,7 @@ import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from quicferry.cli.options import (
     qlog_logger,
     qlog_option,
 )
-from quicferry.client import HttpClient, request_head
+from quicferry.client import HttpClient, RequestRejected, request_head
 from quicferry.io import ConnectFailed, ConnectionLost
 from quicferry.protocol import (
     ClientMigration,
@@ -52,6 +52,9 @@ WRITE_ERROR = 23
 TIMED_OUT = 28
 CONNECTION_LOST = 56
 CERTIFICATE_REFUSED = 60
+
+REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Methods that are idempotent (RFC 9110 9.2.2)."""
 
 CERTIFICATE_ALERTS = {0x100 + alert for alert in (42, 43, 44, 45, 46, 48)}
 """QUIC connection errors that stand for a TLS alert about a certificate (RFC 9001 4.8)."""
@@ -155,7 +158,8 @@ class FetchOptions:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Ask so many times over one connection; the bodies follow each other.",
+    help="Ask so many times over one connection, or another one if the server ends it; the "
+    "bodies follow each other.",
 )
 @click.option(
     "--interval",
@@ -264,7 +268,6 @@ def _check_request(options: FetchOptions) -> None:
 
 
 async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
-    loop = asyncio.get_running_loop()
     with _errors_explained(options), _open_output(options) as output:
 
         def on_migration_event(event: MigrationEvent) -> None:
@@ -275,21 +278,63 @@ async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
             else:
                 click.echo(f"* {describe_event(event)}", err=True)
 
+        def say_lost(reason: QuicferryError) -> None:
+            if options.as_json:
+                output.say({"event": "reconnecting", "reason": str(reason)})
+            else:
+                click.echo(f"* {reason}; connecting again", err=True)
+
+        done = 0
         async with asyncio.timeout(options.timeout) as limit:
-            async with quicferry.connect(
-                options.host,
-                options.port,
-                configuration=configuration,
-                create_protocol=HttpClient,
-            ) as http:
-                http.on_migration_event(on_migration_event)
-                with http.kept_open():
-                    for number in range(options.repeat):
-                        if number:
-                            limit.reschedule(None)
-                            await asyncio.sleep(options.interval)
-                        limit.reschedule(loop.time() + options.timeout)
-                        await _exchange(http, options, output)
+            while done < options.repeat:
+                async with quicferry.connect(
+                    options.host,
+                    options.port,
+                    configuration=configuration,
+                    create_protocol=HttpClient,
+                ) as http:
+                    http.on_migration_event(on_migration_event)
+                    with http.kept_open():
+                        count = options.repeat - done
+                        done += await _repeat(http, count, options, output, limit, say_lost)
+
+
+async def _repeat(
+    http: HttpClient,
+    count: int,
+    options: FetchOptions,
+    output: _Output,
+    limit: asyncio.Timeout,
+    say_lost: Callable[[QuicferryError], None],
+) -> int:
+    """Ask so many times on one connection; return how often before the server has ended it."""
+    loop = asyncio.get_running_loop()
+    for done in range(count):
+        if done:
+            limit.reschedule(None)
+            await asyncio.sleep(options.interval)
+        limit.reschedule(loop.time() + options.timeout)
+        if done and http.closed_by is not None:
+            say_lost(http.closed_by)
+            return done
+        try:
+            await _exchange(http, options, output)
+        except (ConnectionLost, RequestRejected) as exc:
+            if not done or not _is_repeatable(exc, options, output):
+                raise
+            say_lost(exc)
+            return done
+    return count
+
+
+def _is_repeatable(error: QuicferryError, options: FetchOptions, output: _Output) -> bool:
+    """Whether a request that failed on a connection may be sent again on another one.
+
+    It may if the server has not looked at it (RFC 9114 4.1.1, 5.2), or if to do it twice has the
+    effect of doing it once (RFC 9110 9.2.2); and if nothing of a response was put out.
+    """
+    is_safe = isinstance(error, RequestRejected) or options.method in REPEATABLE
+    return is_safe and output.is_between
 
 
 async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) -> None:
@@ -324,9 +369,13 @@ class _Output:
     Args:
         bodies: Takes bodies; None puts them into the reports.
         reports: Takes reports, a line of JSON each; None for no reports.
+
+    Attributes:
+        is_between: Whether no part of a response was taken without its end.
     """
 
     def __init__(self, bodies: BinaryIO | None, reports: BinaryIO | None) -> None:
+        self.is_between = True
         self._bodies = bodies
         self._reports = reports
         self._kept = bytearray()
@@ -334,6 +383,7 @@ class _Output:
 
     async def body(self, chunk: bytes) -> None:
         """Take a part of a body."""
+        self.is_between = False
         if self._bodies is None:
             self._kept += chunk
         else:
@@ -345,6 +395,7 @@ class _Output:
 
     async def end(self, report: dict[str, Any]) -> None:
         """Take the end of a response, and the report on it."""
+        self.is_between = True
         if self._bodies is None:
             report |= _encode_body(bytes(self._kept))
             self._kept.clear()

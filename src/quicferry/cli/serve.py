@@ -16,6 +16,8 @@ from quicferry.cli.options import address
 from quicferry.cli.serving import (
     Say,
     Serving,
+    Stop,
+    close_server,
     load_application,
     make_configuration,
     report_events,
@@ -59,7 +61,8 @@ def serve(app: str, *, bind: Address, as_json: bool, **options: Any) -> None:
     """Serve the ASGI application APP (module:attribute) over HTTP/3.
 
     The server is moved through its management socket, whose path it prints: to another address by
-    `quicferry ctl`, to another process or host by `quicferry migrate`. SIGINT or SIGTERM stop it.
+    `quicferry ctl`, to another process or host by `quicferry migrate`. SIGINT or SIGTERM stop it,
+    when running requests have ended.
     """
     serving = Serving.of(application=app, **options)
     say = say_json if as_json else say_text
@@ -70,7 +73,7 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
     with ExitStack() as files:
         configuration, certificate = make_configuration(serving, str(bind.host), files)
         async with AsyncExitStack() as stack:
-            stopped = stack.enter_context(stop_requests(serving))
+            stop = stack.enter_context(stop_requests(serving))
             server = await quicferry.serve(
                 str(bind.host),
                 bind.port,
@@ -78,8 +81,9 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 app=application,
                 retry=serving.retry,
                 linger=serving.linger,
+                grace=serving.grace,
             )
-            stack.push_async_callback(server.close)
+            stack.push_async_callback(close_server, server, stop, serving.grace, say)
             socket = serving.socket or default_management_path()
             commands = HandoverCommands(server, serving.application).commands
             await stack.enter_async_context(ManagementServer(server, socket, commands))
@@ -96,14 +100,14 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 f"  listening on       https://{server.address}/\n"
                 f"  management socket  {socket}",
             )
-            await _until_stopped(server, stopped, say)
-            say({"event": "stopped"}, "stopped")
+            await _until_stopped(server, stop, say)
+        say({"event": "stopped"}, "stopped")
 
 
-async def _until_stopped(server: Server, stopped: asyncio.Event, say: Say) -> None:
+async def _until_stopped(server: Server, stop: Stop, say: Say) -> None:
     """Report events until the server is to stop, or has been told so by a management command."""
     waits = [
-        asyncio.create_task(stopped.wait()),
+        asyncio.create_task(stop.asked.wait()),
         asyncio.create_task(server.wait_closed()),
     ]
     events = asyncio.create_task(report_events(server, say))

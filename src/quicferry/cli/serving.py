@@ -45,6 +45,7 @@ logger = logging.getLogger("quicferry.cli")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_LINGER = 1.0
+DEFAULT_GRACE = 30.0
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,6 +62,7 @@ class Serving:
         migration: The choices about server migration; None where it is off.
         retry: Whether clients have to prove their address.
         linger: Seconds for which a former address is listened at.
+        grace: Seconds that running requests have to end when the program is to stop.
         until_eof: Whether the end of the input ends the program.
         qlog: A directory for traces.
     """
@@ -72,6 +74,7 @@ class Serving:
     migration: ServerMigration | None
     retry: bool
     linger: float
+    grace: float
     until_eof: bool
     qlog: Path | None
 
@@ -127,6 +130,14 @@ def serving_options(command: Command) -> Command:
             default=DEFAULT_LINGER,
             show_default=True,
             help="Seconds to go on receiving at an address after moving away from it.",
+        ),
+        click.option(
+            "--grace",
+            type=click.FloatRange(min=0),
+            default=DEFAULT_GRACE,
+            show_default=True,
+            help="Seconds that running requests have to end after SIGINT, SIGTERM or `ctl "
+            "shutdown`; a second signal ends them at once.",
         ),
         click.option(
             "--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends."
@@ -217,27 +228,69 @@ def say_text(event: dict[str, Any], text: str) -> None:
         click.echo(text, err=True)
 
 
+class Stop:
+    """Whether the program is to stop.
+
+    Attributes:
+        asked: Set by the first signal, or what else asks for it.
+        urged: Set by the next one: it is to stop at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.urged = asyncio.Event(), asyncio.Event()
+
+    def ask(self) -> None:
+        """Ask for it, or urge where it was asked for already."""
+        (self.urged if self.asked.is_set() else self.asked).set()
+
+
 @contextmanager
-def stop_signals() -> Iterator[asyncio.Event]:
-    """Provide an event that is set by a signal."""
+def stop_signals() -> Iterator[Stop]:
+    """Provide what says whether signals have come that stop the program."""
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
+    stop = Stop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop.ask)
     try:
-        yield stopped
+        yield stop
     finally:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
 
 @contextmanager
-def stop_requests(serving: Serving) -> Iterator[asyncio.Event]:
-    """Provide an event that is set by a signal, or by the end of the input if that counts."""
-    with stop_signals() as stopped:
+def stop_requests(serving: Serving) -> Iterator[Stop]:
+    """Provide the same, where the end of the input counts, too, if it shall."""
+    with stop_signals() as stop:
         if serving.until_eof:
-            asyncio.get_running_loop().add_reader(sys.stdin, _watch_input, stopped)
-        yield stopped
+            asyncio.get_running_loop().add_reader(sys.stdin, _watch_input, stop)
+        yield stop
+
+
+async def close_server(server: Server, stop: Stop, grace: float, say: Say) -> None:
+    """Close a server when its requests have ended, at the latest when that is urged.
+
+    Args:
+        server: The server.
+        stop: Whether it is urged.
+        grace: Seconds that the requests have.
+        say: Told if some are running.
+    """
+    closing = asyncio.create_task(server.close(grace))
+    if grace and (running := len(server.running_requests)):
+        say(
+            {"event": "stopping", "running": running, "seconds": grace},
+            f"stopping: requests that are running ({running}) have {grace:g} s; a second signal "
+            "ends them at once",
+        )
+    urged = asyncio.create_task(stop.urged.wait())
+    try:
+        await asyncio.wait((closing, urged), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        urged.cancel()
+    if not closing.done():
+        await server.close(grace=0)
+    await closing
 
 
 async def report_events(server: Server, say: Say) -> None:
@@ -254,10 +307,10 @@ async def report_events(server: Server, say: Say) -> None:
         say(encode_event(happened), text)
 
 
-def _watch_input(stopped: asyncio.Event) -> None:
+def _watch_input(stop: Stop) -> None:
     if not os.read(sys.stdin.fileno(), 4096):
         asyncio.get_running_loop().remove_reader(sys.stdin)
-        stopped.set()
+        stop.ask()
 
 
 def _migration(

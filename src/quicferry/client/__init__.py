@@ -1,12 +1,13 @@
 """Connecting to a server that may move, and HTTP/3 on such a connection."""
 
 from .connection import connect
-from .errors import RequestFailed, RequestRejected
+from .errors import GoingAway, RequestFailed, RequestRejected
 from .exchange import Response, ResponseHead, StreamedResponse
 from .head import request_head
 from .http3 import HttpClient
 
 __all__ = [
+    "GoingAway",
     "HttpClient",
     "RequestFailed",
     "RequestRejected",

@@ -27,9 +27,19 @@ class RequestRejected(RequestFailed):
     have (RFC 9114 4.1.1). One that is handed over to another host does so.
     """
 
+    problem = "the server rejected the request; it may be sent again"
+
     def __init__(self) -> None:
-        problem = "the server rejected the request; it may be sent again"
-        super().__init__(problem, ErrorCode.H3_REQUEST_REJECTED)
+        super().__init__(self.problem, ErrorCode.H3_REQUEST_REJECTED)
+
+
+class GoingAway(RequestRejected):
+    """The server takes no more requests on this connection (RFC 9114 5.2).
+
+    It has not looked at this one, which may be sent again on another connection.
+    """
+
+    problem = "the server takes no more requests on this connection; connect again"
 
 
 def reset_by_server(error_code: int) -> RequestFailed:

@@ -24,7 +24,7 @@ from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceiv
 from quicferry.io import ConnectionLost, ConnectionProtocol
 from quicferry.transport import Connection, Http3Connection, MessageMalformed
 
-from .errors import RequestFailed, reset_by_server
+from .errors import GoingAway, RequestFailed, reset_by_server
 from .exchange import Exchange, Response, ResponseHead, StreamedResponse
 from .head import HeaderFields, request_head
 
@@ -47,6 +47,11 @@ class HttpClient(ConnectionProtocol):
             quic.configuration.alpn_protocols = H3_ALPN
         self._http = Http3Connection(quic)
         self._exchanges: dict[int, Exchange] = {}
+
+    @property
+    def is_going_away(self) -> bool:
+        """Whether the server takes no more requests on this connection; those it has go on."""
+        return self._http.first_refused is not None
 
     async def request(
         self, method: str, path: str, *, headers: HeaderFields = (), body: Body = b""
@@ -117,6 +122,10 @@ class HttpClient(ConnectionProtocol):
                 exchange.begin(head)
             if http_event.stream_ended:
                 exchange.end()
+        if self.is_going_away:
+            for stream_id, exchange in self._exchanges.items():
+                if self._is_refused(stream_id):
+                    exchange.fail(GoingAway())
         match event:
             case StreamDataReceived(stream_id=stream_id, data=data):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
@@ -147,6 +156,8 @@ class HttpClient(ConnectionProtocol):
     def _send(self, method: str, path: str, headers: HeaderFields, body: Body) -> Exchange:
         if self.closed_by is not None:
             raise ConnectionLost(self.closed_by.error_code, self.closed_by.reason)
+        if self.is_going_away:
+            raise GoingAway
         stream_id = self._quic.get_next_available_stream_id()
         fields = self._fields(method, path, headers, body)
         if method == "HEAD":
@@ -199,6 +210,10 @@ class HttpClient(ConnectionProtocol):
         if not self._has_room(exchange):
             exchange.room = asyncio.get_running_loop().create_future()
             await exchange.room
+
+    def _is_refused(self, stream_id: int) -> bool:
+        first = self._http.first_refused
+        return first is not None and stream_id >= first
 
     def _has_room(self, exchange: Exchange) -> bool:
         return self.connection.stream_backlog(exchange.stream_id) < HIGH_WATER

@@ -258,6 +258,12 @@ class ConnectionProtocol(QuicConnectionProtocol):
         if data:
             raise SnapshotError("the other host serves another application protocol")
 
+    async def wind_down(self) -> None:
+        """Begin with nothing new, and wait until what is under way has ended.
+
+        The connection is closed then. The default is for subclasses that know of nothing.
+        """
+
     def withheld_events(self) -> list[events.QuicEvent]:
         """Return the events that were not acted upon yet, in order, and forget them."""
         return []

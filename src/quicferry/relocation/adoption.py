@@ -60,7 +60,7 @@ class Adoption(Reception):
             raise HandoverError(f"the address {offer.address!r}: {exc}") from None
         server = await self._agent.start_server(address)
         if not self._machine.may_abort:
-            await server.close()  # the source has changed its mind meanwhile
+            await server.close(grace=0)  # the source has changed its mind meanwhile
             return
         self._server = server
         self._arrival = server.arrival()
@@ -133,6 +133,6 @@ class Adoption(Reception):
         """Free the address."""
         try:
             if server is not None:
-                await server.close()
+                await server.close(grace=0)
         finally:
             self._agent.ended(self)

@@ -44,6 +44,7 @@ class Agent(BaseAgent):
         listen: Where sources find it; TCP. Port 0 stands for any free one.
         retry: As for `quicferry.serve`.
         linger: As for `quicferry.serve`.
+        grace: As for `quicferry.serve`.
         capacity: How many connections a server may have.
 
     Attributes:
@@ -60,6 +61,7 @@ class Agent(BaseAgent):
         listen: Address,
         retry: bool = False,
         linger: float = DEFAULT_LINGER,
+        grace: float = 0.0,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         check_certificate(configuration)
@@ -71,6 +73,7 @@ class Agent(BaseAgent):
         self._app = app
         self._retry = retry
         self._linger = linger
+        self._grace = grace
 
     def _is_offer(self, message: Message) -> bool:
         return isinstance(message, messages.Offer)
@@ -78,7 +81,7 @@ class Agent(BaseAgent):
     async def _receive(self, offer: Message, channel: Channel) -> Adoption | None:
         assert isinstance(offer, messages.Offer), "nothing else is an offer here"
         if self.server is not None and self.server.phase is Phase.DEPARTED:
-            await self.server.close()  # it has only lingered for what was under way to it
+            await self.server.close(grace=0)  # it has only lingered for what was under way to it
             if (known := self._find(offer)) is not None or self._history.knows(offer.handover):
                 assert known is None or isinstance(known, Adoption), "there are no others"
                 return known  # it has come again meanwhile, and gone perhaps
@@ -129,6 +132,7 @@ class Agent(BaseAgent):
             app=self._app,
             retry=self._retry,
             linger=self._linger,
+            grace=self._grace,
         )
 
     def adopted(self, server: Server) -> None:

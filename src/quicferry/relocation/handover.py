@@ -98,7 +98,7 @@ class Handover(Relocation):
             assert self._ended_at is not None, "it has gone"
             await asyncio.sleep(self._ended_at + FORWARDING - time.monotonic())
             await self._close()
-            await self._server.close()
+            await self._server.close(grace=0)
 
     @property
     def _source(self) -> Address:

@@ -152,7 +152,7 @@ class Reception(ABC):
                 lost=completion.lost,
             )
             self._send(self._followed)
-            if completion.is_complete:
+            if completion.is_complete or completion.is_final:
                 return
 
     def _send(self, message: Message) -> None:

@@ -45,6 +45,10 @@ MAX_STATE_SIZE = 64 << 20
 """Bytes of state that an application can have carried."""
 
 
+TIME_TO_END = 1.0
+"""Seconds that a call of the application has to end after a disconnect, or being cancelled."""
+
+
 class ApplicationTasks(TaskGroup):
     """The tasks of an application. One that fails does not take the others with it."""
 
@@ -142,13 +146,13 @@ class Application:
             )
 
     async def stop(self) -> None:
-        """Let requests come to an end, and run the application's shutdown.
+        """Let requests come to an end, for a second at most, and run the application's shutdown.
 
         Raises:
             ApplicationError: If that fails, or does not end in time.
         """
         await self.context.terminated.set()
-        await self.tasks.finish(self.config.graceful_timeout)
+        await self.tasks.finish(TIME_TO_END)
         try:
             await self._lifespan.wait_for_shutdown()
         except LifespanTimeoutError as exc:

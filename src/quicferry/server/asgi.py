@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aioquic.asyncio.protocol import QuicStreamHandler
 from aioquic.h3.connection import H3_ALPN, ErrorCode
 from aioquic.quic.events import ProtocolNegotiated, QuicEvent
@@ -94,6 +96,20 @@ class AsgiProtocol(ConnectionProtocol):
         """
         if data:
             self._bridge = AsgiBridge(self, self._application, data)
+
+    async def wind_down(self) -> None:
+        """Take no new requests, and wait until those that run have ended, or the client is gone."""
+        if self._bridge is None or self.closed_by is not None:
+            return
+        self.admit_requests(Admission.ALL)
+        self._bridge.go_away()
+        ends = [self._bridge.wait_delivered(), self.wait_lost()]
+        tasks = [asyncio.ensure_future(each) for each in ends]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     # From the connection
 

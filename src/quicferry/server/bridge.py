@@ -24,6 +24,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from wsgiref.handlers import format_date_time
@@ -77,6 +79,9 @@ LOW_WATER = HIGH_WATER // 2
 DRAIN_WATER = 8 << 20
 """The same while requests are brought to their end: what is not sent is carried along."""
 
+_PTOS = 3
+"""Probe timeouts for which a closing connection lingers (RFC 9000 10.2)."""
+
 PIECE = 64 * 1024
 """A large body message is handed on in pieces of this size."""
 
@@ -116,6 +121,7 @@ class AsgiBridge(H3Protocol):
 
         self.idle = asyncio.Event()
         self.idle.set()
+        self._news = asyncio.Event()
         self._application = application
         self._protocol = protocol
         self._quic = protocol.connection
@@ -333,6 +339,7 @@ class AsgiBridge(H3Protocol):
 
     def transmitted(self) -> None:
         """Let those go on for whose responses there is room again."""
+        self._news.set()
         self._let_go_on(LOW_WATER)
 
     def _let_go_on(self, limit: int) -> None:
@@ -396,6 +403,28 @@ class AsgiBridge(H3Protocol):
         self.gate.admission = admission
         if admission is not Admission.ALL:
             self._let_go_on(DRAIN_WATER)
+
+    def go_away(self) -> None:
+        """Refuse what the client has not begun to ask yet, and tell it so (RFC 9114 5.2)."""
+        self.gate.end = self._quic.first_unopened_stream
+        self.connection.send_goaway(self.gate.end)
+        self._protocol.transmit_soon()
+
+    async def wait_delivered(self) -> None:
+        """Wait until no request is running, and the client has the end of every response.
+
+        What else was said to it may take no longer than a closing connection lingers.
+        """
+        await self.idle.wait()
+        await self._until_news(lambda: not self._quic.has_undelivered(control=False))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PTOS * self._quic.path_estimate.probe_timeout):
+                await self._until_news(lambda: not self._quic.has_undelivered(control=True))
+
+    async def _until_news(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            self._news.clear()
+            await self._news.wait()
 
     async def wait_running(self) -> None:
         """Wait until those requests are done that are running now."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward, forward_nowhere
@@ -30,7 +30,7 @@ from quicferry.transport import (
     unread_events,
 )
 
-from .application import Application
+from .application import TIME_TO_END, Application
 from .asgi import AsgiProtocol
 from .draining import Admission, Calls, RunningRequest
 from .errors import RelocationError, RelocationErrorCode
@@ -38,9 +38,6 @@ from .relocator import Relocator
 
 DEPARTED = "handed over to another server"
 LOST = "the handover was not settled in time"
-
-TIME_TO_END = 1.0
-"""Seconds that a call of the application has to end after a disconnect, or being cancelled."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,7 @@ class Departure:
 
     def running_requests(self) -> tuple[RunningRequest, ...]:
         """Return the requests that the application is working on, answered or not."""
-        waiting = [each for protocol in self._served() for each in protocol.running_requests()]
-        return tuple(dict.fromkeys([*waiting, *self._calls.requests]))
+        return running_requests(self._relocator.connections().values(), self._calls)
 
     async def drain(self, limit: float) -> None:
         """Wait until no request is running, and no call of the application that was one.
@@ -257,8 +253,24 @@ class Departure:
             protocol.admit_requests(admission)
 
     def _served(self) -> list[AsgiProtocol]:
-        connections = self._relocator.connections().values()
-        return [protocol for protocol in connections if isinstance(protocol, AsgiProtocol)]
+        return _served(self._relocator.connections().values())
+
+
+def running_requests(
+    connections: Iterable[ConnectionProtocol], calls: Calls
+) -> tuple[RunningRequest, ...]:
+    """Return the requests that an application is working on, answered or not.
+
+    Args:
+        connections: The connections of the server.
+        calls: The calls of the application that run.
+    """
+    waiting = [each for protocol in _served(connections) for each in protocol.running_requests()]
+    return tuple(dict.fromkeys([*waiting, *calls.requests]))
+
+
+def _served(connections: Iterable[ConnectionProtocol]) -> list[AsgiProtocol]:
+    return [protocol for protocol in connections if isinstance(protocol, AsgiProtocol)]
 
 
 _MOST_NAMED = 10

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -155,6 +155,7 @@ class Gate:
 
     Attributes:
         admission: Which new requests are served from now on; `take` what has waited until then.
+        end: The first stream whose request is refused, and so are all after it; None for no end.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Gate:
         self._http = http
         self._refuse = refuse
         self.admission = Admission.ALL
+        self.end: int | None = None
         self._waiting: dict[int, list[_StreamEvent]] = {}
         self._size = 0
 
@@ -177,6 +179,10 @@ class Gate:
         if not isinstance(event, _StreamEvent):
             return [event]
         stream_id = event.stream_id
+        if self._is_past_the_end(stream_id):
+            if isinstance(event, StreamDataReceived):
+                self._ignore(stream_id, [event])
+            return []
         if stream_id not in self._waiting and not self._has_to_wait(event):
             return [event]
         self._withhold(event)
@@ -217,9 +223,20 @@ class Gate:
         else:
             self._quic.stream_consumed(event.stream_id, 0)  # nobody has read any of it
 
+    def _is_past_the_end(self, stream_id: int) -> bool:
+        return (
+            self.end is not None
+            and stream_id >= self.end
+            and stream_is_request_response(stream_id)
+            and not self._http.has_request(stream_id)
+        )
+
     def _turn_away(self, stream_id: int) -> None:
+        self._ignore(stream_id, self._forget(stream_id))
+
+    def _ignore(self, stream_id: int, events: Sequence[_StreamEvent]) -> None:
         self._http.ignore_request(stream_id)
-        for event in self._forget(stream_id):
+        for event in events:
             self._http.handle_event(event)  # it has to know whether the stream has ended
         self._refuse(stream_id)
 

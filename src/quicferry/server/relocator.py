@@ -109,6 +109,7 @@ class Relocator:
         self._publish = publish
         self._published = Phase.SERVING
         self._migration: _Migration | None = None
+        self._may_not_begin = False
         self._is_closed = False
         self.sync = Synchronisation()
         router.on_open = self._adopt
@@ -249,7 +250,12 @@ class Relocator:
             completed=dict(migration.completed),
             pending=self.sync.those(Progress.SWITCHED),
             lost=self.sync.those(Progress.CLOSED, Progress.FAILED),
+            is_final=migration.done.is_set(),
         )
+
+    def begin_nothing(self) -> None:
+        """Refuse to prepare another migration, because the server is being closed."""
+        self._may_not_begin = True
 
     def close(self) -> None:
         """Let nobody wait for a migration any longer; the connections will be closed."""
@@ -281,6 +287,8 @@ class Relocator:
         )
 
     def _begin(self, plan: Plan, deadline: float) -> _Migration:
+        if self._may_not_begin:
+            raise RelocationError(RelocationErrorCode.ABORTED, "the server is being closed")
         actions = self.sync.imminent(plan)
         migration = self._migration = _Migration(self._loop)
         migration.deadline = self._loop.call_later(deadline, self._deadline_passed)

@@ -85,6 +85,7 @@ class Completion:
         completed: The connections that have followed, and how many seconds after the switch.
         pending: Those that have not yet.
         lost: Those that have ended since the switch before they had followed.
+        is_final: Whether it stays so: the server is done, or closed.
     """
 
     is_complete: bool
@@ -92,3 +93,4 @@ class Completion:
     completed: Mapping[str, float]
     pending: tuple[str, ...]
     lost: tuple[str, ...]
+    is_final: bool = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,13 +38,16 @@ from .application import Application
 from .arrival import Arrival
 from .asgi import AsgiProtocol
 from .certificate import check_certificate
-from .departure import Departure
+from .departure import Departure, running_requests
+from .draining import Calls, RunningRequest
 from .errors import ConfigurationError
 from .planning import Choice, Destination
 from .relocator import DEFAULT_DEADLINE, Relocator, Unready
 from .reports import Completion, Preparation, Relocation, RelocationEvent, ServerEvent
 from .suspension import Suspension
 from .synchronisation import Phase, Progress
+
+logger = logging.getLogger("quicferry.server")
 
 
 class Server:
@@ -53,6 +57,7 @@ class Server:
         router: Its connections and sockets.
         configuration: The configuration of its connections.
         application: The ASGI application that answers requests, already started; or None.
+        grace: Seconds that running requests have to come to their end when it is closed.
     """
 
     def __init__(
@@ -60,11 +65,15 @@ class Server:
         router: ConnectionRouter,
         configuration: QuicConfiguration,
         application: Application | None,
+        grace: float = 0.0,
     ) -> None:
         options = getattr(configuration, "server_migration", None)
         self._router = router
         self._relocator = Relocator(router, options, self._publish)
         self._application = application
+        self._calls = Calls() if application is None else application.calls
+        self._grace = grace
+        self._out_of_time = asyncio.Event()
         self._streams: list[EventStream[ServerEvent]] = []
         self._closing: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
@@ -83,6 +92,11 @@ class Server:
     def connections(self) -> Mapping[str, ConnectionProtocol]:
         """The connections that are open, by stable id."""
         return self._relocator.connections()
+
+    @property
+    def running_requests(self) -> tuple[RunningRequest, ...]:
+        """The requests that the application is working on, also after its response."""
+        return running_requests(self.connections.values(), self._calls)
 
     def events(self) -> EventStream[ServerEvent]:
         """Return an iterator over what happens from now on, until the server is closed."""
@@ -202,12 +216,24 @@ class Server:
 
     # The end
 
-    async def close(self) -> None:
-        """Close all connections and the sockets. Calling it again only waits for that.
+    async def close(self, grace: float | None = None) -> None:
+        """Close all connections and the sockets, when running requests have come to their end.
+
+        New clients and new requests are refused from now on; connected clients are told
+        (RFC 9114 5.2). Calling it again waits for that, and may shorten the time.
+
+        Args:
+            grace: Seconds that running requests have at most; 0 for none, by default what the
+                server was started with.
 
         Raises:
             ApplicationError: If the application fails to stop; the server is closed all the same.
         """
+        grace = self._grace if grace is None else grace
+        if grace > 0:
+            asyncio.get_running_loop().call_later(grace, self._out_of_time.set)
+        else:
+            self._out_of_time.set()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
@@ -224,6 +250,9 @@ class Server:
 
     async def _close(self) -> None:
         self._router.handshakes = Handshakes.REFUSED
+        self._relocator.begin_nothing()
+        if not self._out_of_time.is_set():
+            await self._wind_down()
         self._relocator.close()
         for protocol in list(self._router.protocols):
             protocol.close()
@@ -235,6 +264,28 @@ class Server:
             self._closed.set()
             for stream in self._streams:
                 stream.end()
+
+    async def _wind_down(self) -> None:
+        """Let running requests come to their end, and close each connection that has none left."""
+
+        async def leave(protocol: ConnectionProtocol) -> None:
+            await protocol.wind_down()
+            protocol.close()
+
+        connected = self.connections.values()
+        for protocol in list(self._router.protocols):
+            if not protocol.is_connected:
+                protocol.close()
+        ends = asyncio.gather(*map(leave, connected), self._calls.wait_idle())
+        time_over = asyncio.create_task(self._out_of_time.wait())
+        try:
+            await asyncio.wait((ends, time_over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            time_over.cancel()
+            ends.cancel()
+            [result] = await asyncio.gather(ends, return_exceptions=True)
+            if isinstance(result, Exception):
+                logger.error("a connection fails at its end", exc_info=result)
 
     def _publish(self, event: ServerEvent) -> None:
         for stream in self._live_streams():
@@ -256,6 +307,7 @@ async def serve(
     retry: bool = False,
     stream_handler: QuicStreamHandler | None = None,
     linger: float = DEFAULT_LINGER,
+    grace: float = 0.0,
 ) -> Server:
     """Start a QUIC server.
 
@@ -272,6 +324,7 @@ async def serve(
         retry: As in aioquic: whether clients have to prove their address before the handshake.
         stream_handler: As in aioquic.
         linger: Seconds for which an address is still listened at after a switch to another.
+        grace: Seconds that running requests have to come to their end when the server is closed.
 
     Raises:
         BindError: If the address cannot be bound.
@@ -309,7 +362,7 @@ async def serve(
         if application is not None:
             await application.stop()
         raise
-    return Server(router, configuration, application)
+    return Server(router, configuration, application, grace)
 
 
 def _names(protocols: MigrationProtocol | None) -> list[str] | None:

@@ -62,7 +62,8 @@ _HTTP3 = """
     _receive_request_or_push_data
     _is_client _is_done _local_control_stream_id _local_decoder_stream_id _local_encoder_stream_id
     _max_push_id _max_table_capacity _next_push_id _peer_control_stream_id _peer_decoder_stream_id
-    _peer_encoder_stream_id _quic _received_settings _sent_settings _settings_received _stream
+    _peer_encoder_stream_id _quic _receive_stream_data _received_settings _sent_settings
+    _settings_received _stream
 """
 _HTTP3_STREAM = """
     buffer content_length expected_content_length frame_size frame_type headers_recv_state

@@ -21,6 +21,7 @@ from aioquic.h3.events import H3Event, Headers
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 
+from .goaway import GoawayReader, encode_goaway
 from .http3_messages import (
     MAX_FIELD_SECTION,
     MessageMalformed,
@@ -61,6 +62,7 @@ class Http3Connection(H3Connection):
     - On a server it offers no dynamic QPACK table and uses none. A client that uses one all the
       same has broken the protocol (RFC 9204 2.2.3, 3.2.3), and the connection is closed.
     - A request can be ignored, from the middle of a frame on.
+    - A server can say that it takes no more requests, and a client knows what that means.
 
     Args:
         quic: The connection.
@@ -76,6 +78,7 @@ class Http3Connection(H3Connection):
         self._ignored: set[int] = set()
         self._malformed: dict[int, str] = {}
         self._too_large: set[int] = set()
+        self._goaway = GoawayReader()
         self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
         super().__init__(quic)
 
@@ -122,13 +125,29 @@ class Http3Connection(H3Connection):
             http_events = [*self._without_malformed(http_events), *self._give_up_malformed()]
         return http_events
 
+    def send_goaway(self, stream_id: int) -> None:
+        """Tell the client that requests from this stream on are not served (RFC 9114 5.2)."""
+        assert self._local_control_stream_id is not None, "it was the first"
+        self._quic.send_stream_data(self._local_control_stream_id, encode_goaway(stream_id))
+
     # Responses, on a client
+
+    @property
+    def first_refused(self) -> int | None:
+        """The first stream whose request the server will not serve; None while it serves all."""
+        return self._goaway.first_refused
 
     def expect_no_body(self, stream_id: int) -> None:
         """Expect a response without a body on a stream: the request's method is HEAD."""
         self._bodiless.add(stream_id)
 
     # Overridden from aioquic
+
+    def _receive_stream_data(self, event: StreamDataReceived) -> list[H3Event]:
+        http_events: list[H3Event] = super()._receive_stream_data(event)
+        if self._is_client and event.stream_id == self._peer_control_stream_id:
+            self._goaway.feed(event.data)
+        return http_events
 
     def _init_connection(self) -> None:
         if not self._is_client:

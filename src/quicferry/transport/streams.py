@@ -73,6 +73,27 @@ class StreamControl(QuicConnection):
             )
         )
 
+    @property
+    def first_unopened_stream(self) -> int:
+        """The first bidirectional stream that the peer has not opened yet."""
+        return int(4 * self._local_max_streams_bidi.used)
+
+    def has_undelivered(self, *, control: bool) -> bool:
+        """Return whether the peer has not acknowledged all that was written to the streams.
+
+        Args:
+            control: Whether those count that are open as long as the connection.
+        """
+        return any(
+            not stream.sender.is_finished
+            and (
+                stream.sender._buffer_fin is not None
+                or stream.sender._reset_error_code is not None
+                or bool(control and stream.sender._buffer)
+            )
+            for stream in self._streams.values()
+        )
+
     # Overridden from aioquic
 
     def _write_stream_limits(
