@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from aioquic.h3.connection import ErrorCode
+from cli.command_line import finish, start
 from loopback import time_limit
 from relocation.parties import Party, Stage, stage
 
@@ -92,3 +93,19 @@ async def test_a_second_signal_ends_them_at_once(tmp_path: Path, where: str) -> 
         assert await party.end() == 0, party.account()
         said = [message["event"] for message in party.said]
         assert said[-3:] == ["ended", "shutdown", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_still_starting(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "never.py").write_text(
+        "import asyncio\n"
+        "async def app(scope, receive, send):\n"
+        "    print('begun', flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+    )
+    process = start("serve", "never:app", "--bind", "127.0.0.1:0", cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(number)
+    status, _, err = finish(process)
+    assert (status, err.splitlines()[-1]) == (0, b"stopped before the application had started")

@@ -30,7 +30,7 @@ from traces import names, read_trace
 from quicferry import ClientMigration, HttpClient, Server, ServerMigration
 from quicferry.io import DatagramLink, QlogDirectory
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation import Discarded, Identity, Offered, make_identities
+from quicferry.relocation import DestinationStarts, Discarded, Identity, Offered, make_identities
 from quicferry.relocation.handover import Handover, HandoverPlan
 from quicferry.relocation.report import Outcome, RelocationReport, Step, StepEnded
 from quicferry.server import Phase, Unready
@@ -309,6 +309,79 @@ async def test_the_state_of_the_application_is_carried(tmp_path: Path) -> None:
         assert (await client.request("GET", "/count")).body == b"1"
         await moves(hosts, client)
         assert (await client.request("GET", "/count")).body == b"2"
+
+
+class Starting:
+    """An application that starts when it may.
+
+    Attributes:
+        begun: Set when it is asked to.
+        may_start: Lets it.
+        cancelled: How often it was given up.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self.may_start = asyncio.Event(), asyncio.Event()
+        self.cancelled = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await demo_app(scope, receive, send)
+            return
+        self.begun.set()
+        try:
+            await self.may_start.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+
+
+async def test_an_application_that_starts_slowly_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quicferry.relocation.orchestration.PATIENCE", 1.0)
+    app = Starting()
+    async with (
+        two_hosts(tmp_path, demo_app, app, startup_timeout=20.0) as hosts,
+        http_client(hosts.server) as client,
+    ):
+        await server_side(hosts.server, client)
+        running = asyncio.create_task(hosts.hand_over())
+        await app.begun.wait()
+        await asyncio.sleep(1.5)  # longer than an agent may be silent
+        assert not running.done()
+        app.may_start.set()
+        report = await running
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        assert DestinationStarts(20.0) in hosts.told
+
+
+async def test_an_application_that_does_not_start_is_named(tmp_path: Path) -> None:
+    app = Starting()
+    async with two_hosts(tmp_path, demo_app, app, startup_timeout=0.1) as hosts:
+        report = await hosts.hand_over()
+        assert (report.outcome, report.failed_step) == (Outcome.ROLLED_BACK, Step.OFFER)
+        assert "the destination refused: the application does not start within 0.1 s" in (
+            report.reason
+        )
+        assert "--startup-timeout" in report.reason
+
+
+async def test_a_start_is_given_up_with_the_handover(tmp_path: Path) -> None:
+    app = Starting()
+    async with two_hosts(tmp_path, demo_app, app) as hosts:
+        handover = hosts.handover()
+        running = asyncio.create_task(handover.run())
+        await app.begun.wait()
+        assert handover.abort("changed our mind")
+        assert (await running).outcome is Outcome.ROLLED_BACK
+        app.may_start.set()
+        report = await hosts.hand_over()
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        assert app.cancelled == 1
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from quicferry.relocation.messages import (
     Received,
     Refused,
     Settled,
+    Starting,
     Switched,
     Thawed,
     decode,
@@ -86,6 +87,7 @@ ALL: list[Message] = [
     Held(ID),
     NoCopy(ID),
     Followed(ID, 0.25, 2, ("1f00",), ("2e00", "3d00")),
+    Starting(ID, 60.0),
 ]
 
 

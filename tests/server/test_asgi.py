@@ -542,6 +542,21 @@ async def test_failing_startup() -> None:
         pass
 
 
+async def test_a_startup_that_takes_too_long() -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(ApplicationError, match=r"within 0\.05 s; --startup-timeout .* allows more"):
+        async with served(app, startup_timeout=0.05):
+            pass
+    assert ended.is_set()
+
+
 async def test_failing_shutdown() -> None:
     server = await quicferry.serve(
         "127.0.0.1", 0, configuration=server_configuration(), app=Lifespan("shutdown")

@@ -168,6 +168,7 @@ async def _run(
                 retry=serving.retry,
                 linger=serving.linger,
                 grace=serving.grace,
+                startup_timeout=serving.startup_timeout,
                 capacity=capacity,
             )
             await stack.enter_async_context(running)

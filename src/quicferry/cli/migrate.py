@@ -66,6 +66,7 @@ class _SourceLost(click.ClickException):
     "on where it was, 2 wrong usage, 3 nobody could tell in time, and the source has given them "
     "up or has ended itself.\n\n"
     'With --json: a line {"event": "StepBegun" or "StepEnded", "step", "seconds"} as it happens, '
+    '{"event": "DestinationStarts", "seconds"} when the agent starts the application, '
     'with --step also {"event": "StepWaits", "step"}, with a container also '
     '{"event": "Transferred", "bytes", "sent", "total"}, and at the end the report: {"technique", '
     '"outcome", "source", "destination", "phases", '
@@ -251,21 +252,32 @@ _EXIT_STATUS = {
 }
 
 
+_SLOW = 1.0
+"""Seconds after which people are told what takes so long."""
+
+
 class _Teller:
     """Tells how it goes: as JSON lines on stdout, or in words on stderr."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._ended: set[str] = set()
+        self._slow: asyncio.TimerHandle | None = None
 
     def event(self, event: dict[str, Any]) -> None:
         """Tell how far it is."""
+        if self._slow is not None:
+            self._slow.cancel()
         if event["event"] == "StepEnded":
             self._ended.add(event["step"])
         if self._as_json:
             click.echo(json.dumps(event))
         elif event["event"] == "StepEnded":
             click.echo(f"{event['step']:<9} {event['seconds'] * 1000:9.1f} ms", err=True)
+        elif event["event"] == "DestinationStarts":
+            text = f"the agent starts the application, for {event['seconds']:g} s at most"
+            loop = asyncio.get_running_loop()
+            self._slow = loop.call_later(_SLOW, lambda: click.echo(text, err=True))
         elif event["event"] == "StepWaits":
             step = event["step"]
             click.echo(f"{step} waits: press Enter to go on, or Ctrl-C to go back", err=True)
@@ -315,7 +327,7 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
 
 async def _tell(events: Any, teller: _Teller) -> None:
     async for event in events:
-        if event["event"] in ("StepWaits", "StepBegun", "StepEnded"):
+        if event["event"] in ("StepWaits", "StepBegun", "StepEnded", "DestinationStarts"):
             teller.event({key: event[key] for key in event if key != "connection"})
 
 

@@ -26,6 +26,7 @@ from quicferry.cli.serving import (
     serving_options,
     set_apart_what_is_loaded,
     stop_requests,
+    unless_stopped,
 )
 from quicferry.protocol import Address
 from quicferry.relocation import HandoverCommands
@@ -74,7 +75,7 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
         configuration, certificate = make_configuration(serving, str(bind.host), files)
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(stop_requests(serving))
-            server = await quicferry.serve(
+            starting = quicferry.serve(
                 str(bind.host),
                 bind.port,
                 configuration=configuration,
@@ -82,7 +83,12 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 retry=serving.retry,
                 linger=serving.linger,
                 grace=serving.grace,
+                startup_timeout=serving.startup_timeout,
             )
+            server = await unless_stopped(starting, stop)
+            if server is None:
+                say({"event": "stopped"}, "stopped before the application had started")
+                return
             stack.push_async_callback(close_server, server, stop, serving.grace, say)
             socket = serving.socket or default_management_path()
             commands = HandoverCommands(server, serving.application).commands

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -31,6 +31,7 @@ from quicferry.cli.options import (
 )
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
+    DEFAULT_STARTUP_TIMEOUT,
     ApplicationError,
     PhaseChanged,
     RelocationEvent,
@@ -47,6 +48,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_LINGER = 1.0
 DEFAULT_GRACE = 30.0
 
+T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -62,6 +64,7 @@ class Serving:
         migration: The choices about server migration; None where it is off.
         retry: Whether clients have to prove their address.
         linger: Seconds for which a former address is listened at.
+        startup_timeout: Seconds that the application has to start.
         grace: Seconds that running requests have to end when the program is to stop.
         until_eof: Whether the end of the input ends the program.
         qlog: A directory for traces.
@@ -74,6 +77,7 @@ class Serving:
     migration: ServerMigration | None
     retry: bool
     linger: float
+    startup_timeout: float
     grace: float
     until_eof: bool
     qlog: Path | None
@@ -130,6 +134,13 @@ def serving_options(command: Command) -> Command:
             default=DEFAULT_LINGER,
             show_default=True,
             help="Seconds to go on receiving at an address after moving away from it.",
+        ),
+        click.option(
+            "--startup-timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=DEFAULT_STARTUP_TIMEOUT,
+            show_default=True,
+            help="Seconds that the application has to start.",
         ),
         click.option(
             "--grace",
@@ -265,6 +276,20 @@ def stop_requests(serving: Serving) -> Iterator[Stop]:
         if serving.until_eof:
             asyncio.get_running_loop().add_reader(sys.stdin, _watch_input, stop)
         yield stop
+
+
+async def unless_stopped(starting: Coroutine[Any, Any, T], stop: Stop) -> T | None:
+    """Return what a coroutine returns; None if it is cancelled, because the program is to stop."""
+    started = asyncio.create_task(starting)
+    asked = asyncio.create_task(stop.asked.wait())
+    try:
+        await asyncio.wait((started, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            started.cancel()
+            await asyncio.wait((started,))
+    finally:
+        asked.cancel()
+    return None if started.cancelled() else started.result()
 
 
 async def close_server(server: Server, stop: Stop, grace: float, say: Say) -> None:

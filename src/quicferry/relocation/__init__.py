@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .images import Compression
     from .management import HandoverCommands
     from .report import (
+        DestinationStarts,
         Outcome,
         RelocationReport,
         Step,
@@ -34,6 +35,7 @@ __all__ = [
     "ContainerAgent",
     "ContainerPlan",
     "ContainerRelocation",
+    "DestinationStarts",
     "Discarded",
     "Engine",
     "EngineError",
@@ -82,6 +84,7 @@ _MODULES = {
     "images": {"Compression"},
     "management": {"HandoverCommands"},
     "report": {
+        "DestinationStarts",
         "Outcome",
         "RelocationReport",
         "Step",

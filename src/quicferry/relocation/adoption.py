@@ -58,6 +58,7 @@ class Adoption(Reception):
             address = Address.parse(offer.address)
         except ValueError as exc:
             raise HandoverError(f"the address {offer.address!r}: {exc}") from None
+        self._send(messages.Starting(self.handover, self._agent.startup_timeout))
         server = await self._agent.start_server(address)
         if not self._machine.may_abort:
             await server.close(grace=0)  # the source has changed its mind meanwhile
@@ -122,6 +123,8 @@ class Adoption(Reception):
 
     def _discard(self) -> None:
         self._pause.end()
+        if self._preparation is not None and self._server is None:
+            self._preparation.cancel()  # its application may still be starting
         self._state = None
         if self._arrival is not None:
             self._arrival.discard()

@@ -12,6 +12,7 @@ import copy
 from quicferry.io import DEFAULT_LINGER
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.server import (
+    DEFAULT_STARTUP_TIMEOUT,
     AsgiApplication,
     Phase,
     Server,
@@ -45,10 +46,12 @@ class Agent(BaseAgent):
         retry: As for `quicferry.serve`.
         linger: As for `quicferry.serve`.
         grace: As for `quicferry.serve`.
+        startup_timeout: As for `quicferry.serve`.
         capacity: How many connections a server may have.
 
     Attributes:
         server: The server that was adopted; None while there is none.
+        startup_timeout: Seconds that the application has to start.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Agent(BaseAgent):
         retry: bool = False,
         linger: float = DEFAULT_LINGER,
         grace: float = 0.0,
+        startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         check_certificate(configuration)
@@ -74,6 +78,7 @@ class Agent(BaseAgent):
         self._retry = retry
         self._linger = linger
         self._grace = grace
+        self.startup_timeout = startup_timeout
 
     def _is_offer(self, message: Message) -> bool:
         return isinstance(message, messages.Offer)
@@ -133,6 +138,7 @@ class Agent(BaseAgent):
             retry=self._retry,
             linger=self._linger,
             grace=self._grace,
+            startup_timeout=self.startup_timeout,
         )
 
     def adopted(self, server: Server) -> None:

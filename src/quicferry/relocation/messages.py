@@ -313,6 +313,17 @@ class Followed(Message):
     lost: Names
 
 
+@dataclass(frozen=True)
+class Starting(Message):
+    """The destination starts the application; `Accepted` or `Refused` follows.
+
+    Attributes:
+        limit: How long that may take, in seconds.
+    """
+
+    limit: Annotated[float, Within(0, 1e6)]
+
+
 KINDS: dict[int, type[Message]] = {
     0x01: Offer,
     0x02: Carry,
@@ -336,6 +347,7 @@ KINDS: dict[int, type[Message]] = {
     0x87: Held,
     0x88: NoCopy,
     0x89: Followed,
+    0x8A: Starting,
 }
 """The first byte of a message; the upper half is the destination's."""
 

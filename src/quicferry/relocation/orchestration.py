@@ -28,7 +28,7 @@ from .errors import ChannelClosed, ChannelError, MessageError
 from .identity import Identity
 from .lease import Lease
 from .messages import HANDOVER_ID_SIZE, Message
-from .report import Outcome, RelocationReport, Step, Stopwatch
+from .report import DestinationStarts, Outcome, RelocationReport, Step, Stopwatch
 from .source import LEASE, Do, SourceMachine, State
 
 logger = logging.getLogger("quicferry.relocation")
@@ -103,6 +103,7 @@ class Relocation(ABC):
         self._identity = identity
         self._gate = gate or _open
         self._machine = SourceMachine(os.urandom(HANDOVER_ID_SIZE))
+        self._tell = tell
         self._watch = Stopwatch(tell)
         self._lease_time = lease
         self._lease = Lease(self._lease_over)
@@ -121,6 +122,7 @@ class Relocation(ABC):
         self._rejected: tuple[str, ...] = ()
         self._size = 0
         self._followed: messages.Followed | None = None
+        self._starting: messages.Starting | None = None
 
     @property
     def step(self) -> Step | None:
@@ -270,7 +272,15 @@ class Relocation(ABC):
         self._channel = await connect(plan.host, plan.port, self._identity, timeout=PATIENCE)
         self._spawn(self._read(self._channel))
         self._send(await self._make_offer())
-        await self._until(lambda: self._machine.state is State.ACCEPTED, limit=self._patience)
+        limit = self._patience
+        await self._until(lambda: self._is_accepted or self._starting is not None, limit=limit)
+        if self._starting is not None:
+            limit += self._starting.limit
+            await self._until(lambda: self._is_accepted, limit=limit)
+
+    @property
+    def _is_accepted(self) -> bool:
+        return self._machine.state is State.ACCEPTED
 
     async def _follow(self) -> None:
         await self._begin(Step.FOLLOW)
@@ -305,6 +315,9 @@ class Relocation(ABC):
             self._watch.end()
         elif isinstance(message, messages.Followed):
             self._followed = message
+        elif isinstance(message, messages.Starting):
+            self._starting = message
+            self._tell(DestinationStarts(message.limit))
         self._lease.check()
         self._act(self._machine.receive(message))
 

@@ -59,6 +59,7 @@ class Reception(ABC):
         self._followed: messages.Followed | None = None
         self._offered: Message = offer
         self._received: Message = offer
+        self._preparation: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -83,7 +84,7 @@ class Reception(ABC):
                 self._send(self._followed)
         self._received = message
         if message is self._offered:
-            self._spawn(self._prepare())
+            self._preparation = self._spawn(self._prepare())
         elif not self._take_beside(message):
             self._lease.check()
             self._act(self._machine.receive(message))

@@ -87,6 +87,17 @@ class StepEnded(RelocationEvent):
 
 
 @dataclass(frozen=True)
+class DestinationStarts(RelocationEvent):
+    """The destination starts the application.
+
+    Attributes:
+        seconds: How long that may take.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Transferred(RelocationEvent):
     """So much of a container has been sent.
 

@@ -45,6 +45,9 @@ MAX_STATE_SIZE = 64 << 20
 """Bytes of state that an application can have carried."""
 
 
+DEFAULT_STARTUP_TIMEOUT = 60.0
+"""Seconds that an application has to start."""
+
 TIME_TO_END = 1.0
 """Seconds that a call of the application has to end after a disconnect, or being cancelled."""
 
@@ -97,16 +100,20 @@ class Application:
 
     Args:
         app: The application.
+        startup_timeout: Seconds that it has to start.
 
     Attributes:
         calls: Those that run.
     """
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(
+        self, app: ASGIFramework, *, startup_timeout: float = DEFAULT_STARTUP_TIMEOUT
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.config = Config()
         self.config.errorlog = logger
         self.config.include_server_header = False
+        self.config.startup_timeout = startup_timeout
         self.config.include_date_header = False  # hypercorn adds a second one
         if access_logger.isEnabledFor(logging.INFO):
             self.config.accesslog = access_logger
@@ -131,7 +138,13 @@ class Application:
             await self._lifespan.wait_for_startup()
         except LifespanTimeoutError as exc:
             await self._end_lifespan()
-            raise ApplicationError(f"the application does not start: {exc}") from exc
+            raise ApplicationError(
+                f"the application does not start within {self.config.startup_timeout:g} s; "
+                "--startup-timeout (in Python, startup_timeout) allows more"
+            ) from exc
+        except asyncio.CancelledError:
+            await self._end_lifespan()
+            raise
         if self._lifespan.failure is not None:
             await self._end_lifespan()
             raise ApplicationError(
@@ -156,7 +169,10 @@ class Application:
         try:
             await self._lifespan.wait_for_shutdown()
         except LifespanTimeoutError as exc:
-            raise ApplicationError(f"the application does not stop: {exc}") from exc
+            raise ApplicationError(
+                f"the shutdown of the application does not end within "
+                f"{self.config.shutdown_timeout:g} s; see its own log"
+            ) from exc
         finally:
             await self._end_lifespan()
         if self._lifespan.failure is not None:

@@ -34,7 +34,7 @@ from quicferry.io import (
 from quicferry.protocol import Address, MigrationProtocol, protocol_name
 from quicferry.transport import address_from_network
 
-from .application import Application
+from .application import DEFAULT_STARTUP_TIMEOUT, Application
 from .arrival import Arrival
 from .asgi import AsgiProtocol
 from .certificate import check_certificate
@@ -308,6 +308,7 @@ async def serve(
     stream_handler: QuicStreamHandler | None = None,
     linger: float = DEFAULT_LINGER,
     grace: float = 0.0,
+    startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
 ) -> Server:
     """Start a QUIC server.
 
@@ -325,6 +326,7 @@ async def serve(
         stream_handler: As in aioquic.
         linger: Seconds for which an address is still listened at after a switch to another.
         grace: Seconds that running requests have to come to their end when the server is closed.
+        startup_timeout: Seconds that the application has to start.
 
     Raises:
         BindError: If the address cannot be bound.
@@ -342,7 +344,7 @@ async def serve(
         raise ConfigurationError(f"{host!r} has no IP address; give one to listen at")
     application = None
     if app is not None:
-        application = Application(app)
+        application = Application(app, startup_timeout=startup_timeout)
         create_protocol = partial(AsgiProtocol, application=application)
         if configuration.alpn_protocols is None:
             configuration.alpn_protocols = H3_ALPN
