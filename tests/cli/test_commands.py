@@ -27,6 +27,42 @@ from traces import names, read_trace
 # fetch
 
 
+ECHO = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    fields = [scope["raw_path"], *map(b": ".join, scope["headers"])]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"\\n".join(fields)})
+"""
+
+
+def test_url_with_a_user_and_without_a_scheme(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(ECHO)
+    server = start("serve", "echo:app", "--json", "--bind", "127.0.0.1:0", cwd=tmp_path)
+    try:
+        said = read_json(server)
+        url = f"us%40er:secret@{said['address']}/a/../b#part"
+        done = run("fetch", url, "--ca", said["certificate"], "-o", "-")
+        sent = [
+            b"/b",
+            b"host: " + said["address"].encode(),
+            b"authorization: Basic dXNAZXI6c2VjcmV0",
+        ]
+        assert done.stdout.split(b"\n") == sent
+        own = run("fetch", url, "--insecure", "-H", "Authorization: Bearer x")
+        assert own.stdout.split(b"\n")[2:] == [b"authorization: Bearer x"]
+    finally:
+        server.terminate()
+        finish(server)
+
+
+@pytest.mark.parametrize("host", ["..example", f"{'a' * 64}.example"])
+def test_fetch_from_what_no_host_can_be_called(host: str) -> None:
+    done = run("fetch", f"https://{host}/")
+    assert done.returncode == 6
+    assert b"cannot be the name of a host" in done.stderr
+
+
 def test_get(shared_server: RunningServer) -> None:
     done = shared_server.fetch("/")
     assert (done.returncode, done.stderr) == (0, b"")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote, urlsplit
 
 import click
 
@@ -29,6 +28,7 @@ from quicferry.cli.options import (
     qlog_logger,
     qlog_option,
 )
+from quicferry.cli.url import parse_url
 from quicferry.client import HttpClient, RequestRejected, request_head
 from quicferry.io import ConnectFailed, ConnectionLost
 from quicferry.protocol import (
@@ -78,10 +78,6 @@ def data(text: str) -> bytes:
         return Path(text[1:]).read_bytes()
     except OSError as exc:
         raise click.BadParameter(f"cannot read {text[1:]}: {exc.strerror}") from exc
-
-
-_PRINTED_ASCII = "".join(map(chr, range(0x21, 0x7F)))
-"""What stays as it is in a path; all else is percent-encoded, as browsers do it."""
 
 
 class FetchError(QuicferryError):
@@ -151,7 +147,7 @@ class FetchOptions:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the body there and not to stdout.",
+    help="Write the body there; - is stdout, the default.",
 )
 @click.option(
     "--repeat",
@@ -210,7 +206,7 @@ def fetch(
     qlog: Path | None,
     **options: Any,
 ) -> None:
-    """Fetch URL (https://host[:port]/path) over HTTP/3.
+    """Fetch URL ([https://][user:password@]host[:port][/path][?query]) over HTTP/3.
 
     When the server moves, the connection moves with it; stderr tells, lines starting with *.
     """
@@ -238,21 +234,28 @@ def fetch(
         sys.exit(exc.status)
 
 
-def _options(url: str, *, method: str | None, data: bytes | None, **options: Any) -> FetchOptions:
-    parts = urlsplit(url)
+def _options(
+    url: str,
+    *,
+    method: str | None,
+    data: bytes | None,
+    headers: tuple[tuple[str, str], ...],
+    **options: Any,
+) -> FetchOptions:
     try:
-        port = parts.port or 443
+        parsed = parse_url(url)
     except ValueError as exc:
-        raise click.UsageError(f"{url} has no valid port: {exc}") from exc
-    if parts.scheme != "https" or not parts.hostname:
-        raise click.UsageError(f"{url} is not an address like https://example.org/path")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        raise click.UsageError(str(exc)) from exc
+    names = {name for name, _ in headers}
+    if parsed.authorization is not None and "authorization" not in names:
+        headers = (*headers, ("authorization", parsed.authorization))
     return FetchOptions(
-        host=parts.hostname,
-        port=port,
-        path=quote(path, safe=_PRINTED_ASCII),
+        host=parsed.host,
+        port=parsed.port,
+        path=parsed.path,
         method=(method or ("GET" if data is None else "POST")).upper(),
         data=data or b"",
+        headers=headers,
         **options,
     )
 
@@ -351,7 +354,7 @@ async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) ->
     await output.end(
         {
             "event": "response",
-            "url": f"https://{options.host}:{options.port}{options.path}",
+            "url": f"https://{http.remote}{options.path}",
             "status": response.status,
             "headers": response.headers,
             "bytes": size,
@@ -424,7 +427,7 @@ def _encode_body(body: bytes) -> dict[str, str]:
 def _open_output(options: FetchOptions) -> Iterator[_Output]:
     stdout = sys.stdout.buffer
     reports = stdout if options.as_json else None
-    if options.output is None:
+    if options.output is None or str(options.output) == "-":
         yield _Output(None if options.as_json else stdout, reports)
         return
     try:

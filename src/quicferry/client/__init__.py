@@ -5,8 +5,10 @@ from .errors import GoingAway, RequestFailed, RequestRejected
 from .exchange import Response, ResponseHead, StreamedResponse
 from .head import request_head
 from .http3 import HttpClient
+from .names import DEFAULT_PORT
 
 __all__ = [
+    "DEFAULT_PORT",
     "GoingAway",
     "HttpClient",
     "RequestFailed",

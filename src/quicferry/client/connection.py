@@ -20,6 +20,8 @@ from quicferry.io import ClientLink, ConnectionProtocol, UdpEndpoint, WrapTransp
 from quicferry.protocol import Address, ClientMigration
 from quicferry.transport import Configuration, Connection, NetworkAddress
 
+from .names import ascii_host, remote_name, tls_name
+
 ProtocolT = TypeVar("ProtocolT", bound=ConnectionProtocol)
 
 
@@ -75,7 +77,7 @@ async def connect(
     out.
 
     Args:
-        host: The server's name or IP address.
+        host: The server's name, international or not, or its IP address.
         port: Its UDP port.
         configuration: As in aioquic; a `Configuration` also has the choices about server
             migration. By default the HTTP/3 protocol and every kind of server migration.
@@ -94,6 +96,7 @@ async def connect(
         BindError: If `local_port` cannot be bound.
         OSError: If the name cannot be resolved.
     """
+    host = ascii_host(host)
     remote = await _resolve(host, port)
     configuration = _completed(configuration, host)
     connection = Connection(
@@ -102,7 +105,7 @@ async def connect(
         token_handler=token_handler,
     )
     protocol = create_protocol(connection, stream_handler=stream_handler)
-    protocol.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    protocol.remote = remote_name(host, port)
     link = ClientLink(protocol, wrap_transport)
     unspecified = IPv6Address(0) if len(remote) == 4 else IPv4Address(0)
     endpoint = UdpEndpoint(Address(unspecified, local_port), link.received)
@@ -130,5 +133,5 @@ def _completed(configuration: QuicConfiguration | None, host: str) -> QuicConfig
     else:
         configuration = copy.copy(configuration)
     if configuration.server_name is None:
-        configuration.server_name = host
+        configuration.server_name = tls_name(host)
     return configuration

@@ -27,6 +27,7 @@ from quicferry.transport import Connection, Http3Connection, MessageMalformed
 from .errors import GoingAway, RequestFailed, reset_by_server
 from .exchange import Exchange, Response, ResponseHead, StreamedResponse
 from .head import HeaderFields, request_head
+from .names import authority
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -176,7 +177,7 @@ class HttpClient(ConnectionProtocol):
     def _fields(
         self, method: str, path: str, headers: HeaderFields, body: Body
     ) -> list[tuple[bytes, bytes]]:
-        fields, _ = request_head(method, path, self.remote, headers)
+        fields, _ = request_head(method, path, authority(self.remote), headers)
         is_usual = bool(body) or method in ("POST", "PUT", "PATCH")  # RFC 9110 8.6
         if isinstance(body, bytes) and is_usual and b"content-length" not in dict(fields):
             fields.append((b"content-length", b"%d" % len(body)))
