@@ -141,7 +141,8 @@ def test_home_is_asked_before_the_new_address_is_believed(protocol: MigrationPro
             it.imminent(protocol)
         silence(it, ELSEWHERE)
         inject(it, b"\x01", ELSEWHERE)
-        assert wire.select(QuicFrameType.PATH_CHALLENGE, destination=HOME)
+        assert wire.select(QuicFrameType.PING, destination=HOME)
+        assert not wire.select(QuicFrameType.PATH_CHALLENGE, destination=HOME)
         wait_for_state(it, "idle" if protocol is SYMMETRIC else "awaiting", limit=0.2)
         assert it.client.connection.get_peer_address() == HOME
         assert events_of(it.client, MigrationCompleted) == []

@@ -26,6 +26,7 @@ from .suite import MigrationProtocol
 __all__ = [
     "TABLE",
     "Action",
+    "AskHome",
     "Challenge",
     "ClientMachine",
     "Commit",
@@ -69,6 +70,15 @@ class Challenge(Action):
     """Send a PATH_CHALLENGE to each address; everything else stays where it is."""
 
     addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True)
+class AskHome(Action):
+    """Send a PING home, where nothing else is sent now; whoever is there acknowledges it.
+
+    Not a PATH_CHALLENGE: a server that completes its migration at any acknowledged PATH_RESPONSE
+    would take it for the end of one that has not begun.
+    """
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,19 @@ class ClientMachine:
         """Return whether the server has named `address` as one where it may come up."""
         return address == self._announced or address in self._pool
 
+    def may_move_to(self, source: Address) -> bool:
+        """Return whether the server may turn up at `source` now, announced or not."""
+        if self.may_probe(source):
+            return True
+        if self.state in (State.AWAITING, State.VALIDATING_SYNCHRONIZED):
+            possible = True
+        else:
+            possible = self._symmetric_possible and self.state in (
+                State.IDLE,
+                State.VALIDATING_SYMMETRIC,
+            )
+        return possible and refusal(source, self.home) is None
+
     # Inputs
 
     def frame_received(
@@ -226,7 +249,12 @@ class ClientMachine:
         return self.state is State.ANNOUNCED or (self.state is State.IDLE and bool(self._pool))
 
     def path_answered(
-        self, address: Address, source: Address | None, packet_number: int
+        self,
+        address: Address,
+        source: Address | None,
+        packet_number: int,
+        *,
+        is_overheard: bool = False,
     ) -> list[Action]:
         """Handle a PATH_RESPONSE.
 
@@ -234,16 +262,18 @@ class ClientMachine:
             address: Where its PATH_CHALLENGE was sent.
             source: Where it came from.
             packet_number: The number of its packet.
+            is_overheard: Whether that address was asked because of what was overheard from there.
         """
         self._newest_packet = max(self._newest_packet, packet_number)
+        asks = is_overheard or self.state in (State.CHALLENGING, State.POOL_CHALLENGING)
         if address == self._moved_to:
             self._step(Input.VALIDATED)
-        elif address == self.home and source == self.home:
+        elif source == address and (asks or address == self.home):
             # Not only its address works: the server is there. It may have nothing else to say.
-            self._step(Input.PACKET_FROM_HOME)
-        elif self.may_probe(address) and source == address:
-            # An answer from elsewhere shows that the server is there, wherever it was asked.
-            self._step(Input.CANDIDATE_ANSWERED, address)
+            # (An answer from elsewhere would show that it is there, wherever it was asked.)
+            self._packet(address)
+            if address == self._moved_to:
+                self._step(Input.VALIDATED)
         return self.take_actions()
 
     def validation_failed(self) -> list[Action]:
@@ -389,7 +419,7 @@ class ClientMachine:
                 # The timeout may have been mere loss, with a server at home that has nothing to
                 # say: it would never be heard again, so every other probe asks home as well.
                 if self._probes % 2 == 0:
-                    self._actions.append(Challenge((self.home,)))
+                    self._actions.append(AskHome())
             case Do.REDIRECT_TO_NEXT:
                 target = self._schedule.next_address(self.home, self._pool)
                 self._redirect(target, MigrationProtocol.POOL_OF_ADDRESSES)
@@ -410,7 +440,7 @@ class ClientMachine:
                 self._actions.append(Move(address))
                 if self.state in (State.VALIDATING_SYMMETRIC, State.VALIDATING_SYNCHRONIZED):
                     # Nobody announced this address, so home is asked too (RFC 9000 9.3.3).
-                    self._actions.append(Challenge((self.home,)))
+                    self._actions.append(AskHome())
             case Do.COMMIT | Do.VIOLATION:
                 raise AssertionError(f"unreachable: {action.name} is handled with its step")
 

@@ -10,7 +10,7 @@ looks at a clock or a socket there either.
 - **Explicit.** SERVER_MIGRATION(address) makes that address the *candidate*. A reactive or
   proactive client waits (ANNOUNCED) and, at a probe timeout or when asked, turns everything it
   sends to the candidate (PROBING). An eager client stays where it is and asks the candidate with
-  PATH_CHALLENGE frames (CHALLENGING); an answer validates that path, and the move is done.
+  PATH_CHALLENGE frames (CHALLENGING).
 - **Pool of Addresses.** At a probe timeout the client turns everything to the next address of a
   schedule (POOL_PROBING), or asks all of the pool at once (POOL_CHALLENGING).
 - **Symmetric.** A packet from an address never heard of moves the connection.
@@ -18,7 +18,8 @@ looks at a clock or a socket there either.
 
 A probe is only a guess. The first highest-numbered non-probing packet decides: one from home means
 that the timeout was mere loss, and everything is rolled back; one from a candidate moves the
-connection there (VALIDATING_...), where the path is validated before the move is final. Until
+connection there (VALIDATING_...), where the path is validated before the move is final. An answer
+to a PATH_CHALLENGE from the address that was asked is both at once: the move is done. Until
 then home stays known, and a newer packet from home, or a failed validation, brings the connection
 back: an attacker who copies a packet to the client from another address gains nothing (RFC 9000
 9.3.2).
@@ -83,8 +84,7 @@ class Input(enum.Enum):
     # the next probe is due, or there have been enough
     PROBE_DUE = enum.auto()
     PROBES_EXHAUSTED = enum.auto()
-    # PATH_RESPONSE from a candidate; for the path in use; none in time
-    CANDIDATE_ANSWERED = enum.auto()
+    # PATH_RESPONSE for the address that the server was heard from; none in time
     VALIDATED = enum.auto()
     VALIDATION_FAILED = enum.auto()
 
@@ -147,43 +147,39 @@ TABLE: Table[State, Input, Do] = Table(
         ((_S.IDLE,), (_I.TIMEOUT,), None, ()),
         ((_S.IDLE,), (_I.TIMEOUT_WITH_POOL,), _S.POOL_PROBING, (_D.REDIRECT_TO_NEXT,)),
         ((_S.IDLE,), (_I.TIMEOUT_WITH_PARALLEL_POOL,), _S.POOL_CHALLENGING, (_D.CHALLENGE_POOL,)),
-        ((_S.IDLE,), (*_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        ((_S.IDLE,), _PROBES, None, ()),
         # Explicit
         (_EXPLICIT, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
         (_EXPLICIT, (_I.POOL_ADDRESS,), None, (_D.VIOLATION,)),
         (_EXPLICIT, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
         (_EXPLICIT, _CANDIDATE, _S.VALIDATING_EXPLICIT, (_D.MOVE,)),
         ((_S.ANNOUNCED,), _TIMEOUTS, _S.PROBING, (_D.REDIRECT,)),
-        ((_S.ANNOUNCED,), (*_HOME, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        ((_S.ANNOUNCED,), (*_HOME, *_PROBES), None, ()),
         ((_S.CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE,)),
         ((_S.CHALLENGING,), _HOME, None, ()),
         ((_S.CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.ANNOUNCED, (_D.STOP_PROBING,)),
-        ((_S.CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
         ((_S.PROBING,), _TIMEOUTS, None, ()),
         ((_S.PROBING,), _PROBES, None, (_D.REDIRECT,)),
         ((_S.PROBING,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
-        ((_S.PROBING,), (_I.CANDIDATE_ANSWERED,), None, ()),
         # Pool of Addresses
         (_POOL, (*_ANNOUNCEMENTS, _I.SWITCH_ANNOUNCED, *_MIGRATED), None, (_D.VIOLATION,)),
         (_POOL, (_I.POOL_ADDRESS,), None, (_D.ADD_TO_POOL,)),
         (_POOL, (_I.ANNOUNCEMENT_REPEATED, *_ELSEWHERE), None, ()),
         (_POOL, _HOME, _S.IDLE, (_D.RETURN_HOME,)),
         (_POOL, _CANDIDATE, _S.VALIDATING_POOL, (_D.MOVE,)),
-        ((_S.POOL_PROBING,), (*_TIMEOUTS, _I.CANDIDATE_ANSWERED), None, ()),
+        ((_S.POOL_PROBING,), _TIMEOUTS, None, ()),
         ((_S.POOL_PROBING,), _PROBES, None, (_D.REDIRECT_TO_NEXT,)),
         ((_S.POOL_CHALLENGING,), (*_TIMEOUTS, _I.PROBE_DUE), None, (_D.CHALLENGE_POOL,)),
         ((_S.POOL_CHALLENGING,), (_I.PROBES_EXHAUSTED,), _S.IDLE, (_D.STOP_PROBING,)),
-        ((_S.POOL_CHALLENGING,), (_I.CANDIDATE_ANSWERED,), _S.IDLE, (_D.MOVE, _D.COMMIT)),
         # Synchronized Symmetric
         ((_S.AWAITING,), (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
         ((_S.AWAITING,), (_I.ANNOUNCEMENT_REPEATED, _I.SWITCH_ANNOUNCED), None, ()),
         ((_S.AWAITING,), (*_MIGRATED, *_ELSEWHERE), _S.VALIDATING_SYNCHRONIZED, (_D.MOVE,)),
         ((_S.AWAITING,), (*_HOME, *_CANDIDATE, *_TIMEOUTS, *_PROBES), None, ()),
-        ((_S.AWAITING,), (_I.CANDIDATE_ANSWERED,), None, ()),
         # The server has been seen at a new address
         (VALIDATING, (_I.VALIDATED,), _S.IDLE, (_D.COMMIT,)),
         (VALIDATING, (*_ANNOUNCEMENTS, _I.POOL_ADDRESS), None, (_D.VIOLATION,)),
-        (VALIDATING, (*_TIMEOUTS, *_PROBES, _I.CANDIDATE_ANSWERED), None, ()),
+        (VALIDATING, (*_TIMEOUTS, *_PROBES), None, ()),
         (VALIDATING, (_I.ANNOUNCEMENT_REPEATED,), None, ()),
         ((_S.VALIDATING_EXPLICIT,), _HOME, _S.ANNOUNCED, (_D.RETURN_HOME,)),
         ((_S.VALIDATING_EXPLICIT,), (_I.VALIDATION_FAILED,), _S.ANNOUNCED, (_D.RETURN_HOME,)),
@@ -233,8 +229,6 @@ VIOLATIONS = {
 """What the server has done wrong, for each input that is a violation somewhere."""
 
 PROTOCOLS = {
-    State.CHALLENGING: MigrationProtocol.EXPLICIT,
-    State.POOL_CHALLENGING: MigrationProtocol.POOL_OF_ADDRESSES,
     State.VALIDATING_EXPLICIT: MigrationProtocol.EXPLICIT,
     State.VALIDATING_POOL: MigrationProtocol.POOL_OF_ADDRESSES,
     State.VALIDATING_SYMMETRIC: MigrationProtocol.SYMMETRIC,

@@ -20,8 +20,8 @@ def address_from_network(address: NetworkAddress) -> Address | None:
         return None
 
 
-@lru_cache(maxsize=4096)  # asked for every datagram, of few addresses
-def _read(address: NetworkAddress) -> Address | None:
+def read_address(address: NetworkAddress) -> Address | None:
+    """As `address_from_network`, for an address that is not likely to be seen again."""
     try:
         host = ip_address(address[0].partition("%")[0])
         if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
@@ -29,6 +29,9 @@ def _read(address: NetworkAddress) -> Address | None:
         return Address(host, address[1])
     except (AttributeError, IndexError, TypeError, ValueError):
         return None
+
+
+_read = lru_cache(maxsize=4096)(read_address)  # asked for every datagram, of few addresses
 
 
 def network_address(address: Address, like: NetworkAddress | None = None) -> NetworkAddress:

@@ -6,15 +6,15 @@ Each is a `QuicNetworkPath` in aioquic's list, the one in use first:
 - *candidates*, where it may be: announced, in a pool, or the source of a packet;
 - former homes, from which late packets still come.
 
-A path that is not in use keeps the connection ID that was used on it, so that none is ever used
-with two addresses (RFC 9000 9.5). Congestion and RTT state of home are put aside while another path
-is in use, and restored on the return.
+A path that is not in use keeps the connection ID that was used on it, so that none is used with
+two addresses (RFC 9000 9.5), as long as the server gives enough of them. Congestion and RTT state
+of home are put aside while another path is in use, and restored on the return.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath
@@ -22,6 +22,7 @@ from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath
 from quicferry.protocol import Address
 
 from .addresses import NetworkAddress, address_from_network, network_address
+from .connection_ids import PeerConnectionIds
 from .recovery import PathState
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # At one challenge every 20 ms, an answer is recognised for two and a half seconds.
 _REMEMBERED_CHALLENGES = 128
 _REMEMBERED_HOMES = 4
+MAX_UNNAMED = 4
+"""Addresses that the server has not named, and that are asked whether it is there, at a time."""
 
 
 class ClientPaths:
@@ -38,23 +41,33 @@ class ClientPaths:
     Args:
         connection: The connection.
         may_probe: Tells whether the server has named an address as one where it may be.
+        connection_ids: The supply of the server's connection IDs.
 
     Attributes:
         home: The path to where the server is as far as is proven.
         probes: The candidates' addresses, each with the number of probes that it was sent.
+        home_id: The connection ID that the server is proven to use at home, by the handshake or by
+            an answer to a challenge; empty if none is.
     """
 
-    def __init__(self, connection: Connection, may_probe: Callable[[Address], bool]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        may_probe: Callable[[Address], bool],
+        connection_ids: PeerConnectionIds,
+    ) -> None:
         self.home: QuicNetworkPath = connection._network_paths[0]
         self.home.local_challenges = deque(maxlen=_REMEMBERED_CHALLENGES)
         self.probes: dict[NetworkAddress, int] = {}
         self._connection = connection
         self._may_probe = may_probe
+        self._connection_ids = connection_ids
+        self._overheard: dict[NetworkAddress, int] = {}
         self._home_state: PathState | None = None
         self._former_homes: deque[QuicNetworkPath] = deque()
         self._not_preferred: QuicNetworkPath | None = None
         self._spent: deque[QuicConnectionId] = deque()
-        self._home_id: bytes = connection.host_cid
+        self.home_id: bytes = connection.host_cid
 
     @property
     def in_use(self) -> QuicNetworkPath:
@@ -68,6 +81,11 @@ class ClientPaths:
                 return path if path is self.home or path.addr in self.probes else None
         return None
 
+    def challenges_of(self, source: NetworkAddress) -> tuple[bytes, ...]:
+        """Return the challenges of an address that wait for an answer."""
+        path = self._find(source)
+        return tuple(path.local_challenges) if path is not None else ()
+
     def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
         """Return whether a packet was sent from home, and copied from another address.
 
@@ -75,15 +93,15 @@ class ClientPaths:
         Only one that is proven to be used there counts, by the handshake or by the answer to the
         challenge: the source of any other packet could be forged itself.
         """
-        if not connection_id or connection_id != self._home_id:
+        if not connection_id or connection_id != self.home_id:
             return False
         path = self._find(source)
         foreign = path is not None and self._is_foreign(path)
         # Between its original and its preferred address that is not for us to judge.
         return source != self.home.addr and not foreign
 
-    def is_reachable(self, source: NetworkAddress) -> bool:
-        """Return whether something could be sent there, with a connection ID of its own."""
+    def is_reachable(self, source: NetworkAddress, now: float) -> bool:
+        """Return whether there is a connection ID to send something there."""
         path = self._find(source)
         if path is not None and self._is_foreign(path):
             return False
@@ -93,15 +111,24 @@ class ClientPaths:
             or not self._connection._peer_cid.cid
             or self._spent
             or self._expendable()
+            or self._are_all_in_use(now)
         )
 
-    def to(self, address: Address) -> QuicNetworkPath | None:
-        """Return the path to an address, a new one if need be; None if no connection ID is left."""
+    def to(
+        self, address: Address, now: float, asked: Collection[QuicNetworkPath] = ()
+    ) -> QuicNetworkPath | None:
+        """Return the path to an address, a new one if need be; None if no connection ID is left.
+
+        Args:
+            address: Where it leads.
+            now: The current time in seconds.
+            asked: Paths that need their connection IDs now.
+        """
         connection = self._connection
         target = network_address(address, self.in_use.addr)
         path = self._find(target) or QuicNetworkPath(target)
         if path is not self.in_use and path.peer_cid is None:
-            path.peer_cid = self._take_connection_id()
+            path.peer_cid = self._take_connection_id() or self._share_connection_id(asked, now)
             if path.peer_cid is None:
                 return None
         if path is not self.home and target not in self.probes:
@@ -114,6 +141,46 @@ class ClientPaths:
         if path in self._former_homes:
             self._former_homes.remove(path)
         return path
+
+    def overhear(
+        self, address: Address, packet_number: int, size: int, now: float
+    ) -> QuicNetworkPath | None:
+        """Return the path to ask where a packet comes from that does not tell its sender.
+
+        Args:
+            address: Its source.
+            packet_number: Its number.
+            size: The size of its datagram in bytes.
+            now: The current time in seconds.
+
+        Returns:
+            The path; None if no connection ID is left for it.
+        """
+        source = network_address(address, self.in_use.addr)
+        unnamed = self._expendable()
+        if source not in self.probes and not self._may_probe(address):
+            for oldest in unnamed[: max(0, len(unnamed) + 1 - MAX_UNNAMED)]:
+                self._forget(oldest)
+        path = self.to(address, now)
+        if path is not None:
+            path.bytes_received += size  # of the limit against amplification (RFC 9000 8)
+            self._overheard[path.addr] = packet_number
+        return path
+
+    def is_overheard(self, path: QuicNetworkPath) -> bool:
+        """Return whether a path was asked because of what was overheard from there."""
+        return path.addr in self._overheard
+
+    def heard_home(self, packet_number: int) -> None:
+        """Take note that home has sent something new, after what was overheard elsewhere.
+
+        An answer from an address that nobody has named counts no more then: a packet that was
+        copied and sent from there (RFC 9000 9.3.2), by somebody who passes on the challenge too,
+        must not win against a server that has not moved.
+        """
+        for path in self._expendable():
+            if self._overheard.get(path.addr, packet_number) < packet_number:
+                path.local_challenges.clear()
 
     def use(self, path: QuicNetworkPath, now: float) -> None:
         """Send everything on a path from now on."""
@@ -165,9 +232,10 @@ class ClientPaths:
         former = self.home
         self._make_home(self.in_use)
         self.home.is_validated = True
-        self._home_id = connection_id
+        self.home_id = connection_id
         self.forget_candidates()
         self.probes = dict.fromkeys(self.probes, 0)
+        self._overheard.clear()
         self._spend(former)
         self.retire_spent()
 
@@ -188,7 +256,8 @@ class ClientPaths:
                 continue
             available = connection._peer_cid_available
             if available or path is not self.home:
-                connection._retire_peer_cid(path.peer_cid)
+                if path.peer_cid is not connection._peer_cid:
+                    connection._retire_peer_cid(path.peer_cid)
                 path.peer_cid = available.pop(0) if available else None
 
     def retire_spent(self) -> None:
@@ -229,12 +298,13 @@ class ClientPaths:
     def _make_home(self, path: QuicNetworkPath) -> None:
         former, self.home = self.home, path
         self._home_state = None
-        self._home_id = b""
+        self.home_id = b""
         self.probes.pop(path.addr, None)
         # Late packets still come from there, but it starts afresh should the server return.
         former.is_validated = False
         former.bytes_received = former.bytes_sent = 0
         former.local_challenge_sent = True
+        former.local_challenges.clear()  # nor does what was asked before it became home count
         self._former_homes.append(former)
         if len(self._former_homes) > _REMEMBERED_HOMES:
             self._forget(self._former_homes[0])
@@ -243,12 +313,14 @@ class ClientPaths:
         self._spend(path)
         self._connection._network_paths.remove(path)
         self.probes.pop(path.addr, None)
+        self._overheard.pop(path.addr, None)
         if path in self._former_homes:
             self._former_homes.remove(path)
 
     def _spend(self, path: QuicNetworkPath) -> None:
-        if path.peer_cid is not None and path.peer_cid.cid:
-            self._spent.append(path.peer_cid)
+        cid = path.peer_cid
+        if cid is not None and cid.cid and cid not in self._spent:
+            self._spent.append(cid)
         path.peer_cid = None
 
     def _take_connection_id(self) -> QuicConnectionId | None:
@@ -268,6 +340,38 @@ class ClientPaths:
             for path in self._expendable()[:1]:
                 self._forget(path)
         return self._spent.popleft() if self._spent else None
+
+    def _are_all_in_use(self, now: float) -> bool:
+        """Return whether there is no unused connection ID to wait for."""
+        connection = self._connection
+        held = {path.peer_cid.cid for path in connection._network_paths if path.peer_cid}
+        held.add(connection._peer_cid.cid)
+        limit: int = connection._local_active_connection_id_limit
+        return len(held) >= limit or self._connection_ids.have_run_out(now)
+
+    def _share_connection_id(
+        self, asked: Collection[QuicNetworkPath], now: float
+    ) -> QuicConnectionId | None:
+        """Return a connection ID that another path has used, or None.
+
+        A pool may be larger than the number of connection IDs, and a server that has moved replaces
+        none before it is found; others replace none at all. RFC 9000 9.5 is for what is available.
+        """
+        connection = self._connection
+        if not self._are_all_in_use(now):
+            return None
+        owners = [
+            path
+            for path in self._candidates()
+            if path.peer_cid is not None and path.peer_cid is not connection._peer_cid
+        ]
+        for path in owners:
+            if path not in asked:
+                cid, path.peer_cid = path.peer_cid, None
+                connection._network_paths.remove(path)
+                connection._network_paths.append(path)  # its turn comes again after the others
+                return cid
+        return None if owners else connection._peer_cid
 
 
 def address_of(path: QuicNetworkPath) -> Address:

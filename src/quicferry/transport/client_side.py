@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aioquic.quic.connection import QuicNetworkPath, stream_is_unidirectional
-from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
@@ -22,6 +23,7 @@ from quicferry.protocol import (
 )
 from quicferry.protocol.client import (
     Action,
+    AskHome,
     Challenge,
     Commit,
     Emit,
@@ -33,9 +35,10 @@ from quicferry.protocol.client import (
 )
 from quicferry.protocol.suite import MigrationProtocol
 
-from .addresses import NetworkAddress, address_from_network
-from .client_paths import ClientPaths, address_of
-from .probe import ProbeBuilder, challenge_size
+from .addresses import NetworkAddress, address_from_network, read_address
+from .client_paths import MAX_UNNAMED, ClientPaths, address_of
+from .connection_ids import PeerConnectionIds
+from .probe import ProbeBuilder, probe_size
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -47,6 +50,16 @@ _VALIDATION_TIMEOUT = 3.0
 _FIRST_PROBE_DATAGRAMS = 3
 _FULL_PROBES = 5
 _SMALL_PROBE = 180
+# Every challenge may cost the server one of the connection IDs that we have issued, and it closes
+# the connection when it has none left. So many round trips of the path in use must be over before
+# the first of as many challenges counts for answered or lost.
+_UNANSWERED_FOR = 1.5
+# With a server that was seen to spend them, at least so many seconds: the new path may be longer.
+_UNANSWERED_AT_LEAST = 0.3
+_PATH_RESPONSE = bytes([QuicFrameType.PATH_RESPONSE])
+_REMEMBERED_ADDRESSES = 64
+# Seconds between two challenges of an address from which packets were overheard
+_OVERHEARD_INTERVAL = 0.02
 
 
 class ClientSide:
@@ -57,6 +70,7 @@ class ClientSide:
         options: The client's choices.
         negotiated: What was negotiated, possibly nothing.
         home: The server's address.
+        connection_ids: The supply of the server's connection IDs.
     """
 
     def __init__(
@@ -65,6 +79,7 @@ class ClientSide:
         options: ClientMigration,
         negotiated: MigrationProtocol,
         home: Address,
+        connection_ids: PeerConnectionIds,
     ) -> None:
         self.machine = ClientMachine(
             options, negotiated, home, knows_withdrawals=connection.knows_withdrawals
@@ -72,8 +87,14 @@ class ClientSide:
         self._probe_at: float | None = None
         self._challenge_again_at: float | None = None
         self._connection = connection
-        self._paths = ClientPaths(connection, self.machine.may_probe)
+        self._paths = ClientPaths(connection, self.machine.may_probe, connection_ids)
         self._challenges: list[QuicNetworkPath] = []
+        self._challenged_at: dict[NetworkAddress, float] = {}
+        self._next_in_turn = 0
+        self._must_ask_home = False
+        self._asks_of_unnamed: deque[float] = deque(maxlen=MAX_UNNAMED)
+        self._delivered: set[int] = {0}
+        self._server_spends = False
         self._answered_with = b""
         self._silent_since = -1
         self._heard_at: float | None = None
@@ -94,13 +115,59 @@ class ClientSide:
     # Inputs
 
     def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
-        """Return whether a datagram must be dropped unread.
+        """Return whether a datagram must not be processed: it may be a copy of one from home.
 
         Args:
             source: Where it comes from.
             connection_id: Its destination connection ID, if it is a 1-RTT packet.
         """
-        return source != self._paths.in_use.addr and self._paths.is_copied(source, connection_id)
+        is_in_use = source == self._paths.in_use.addr and not self._is_looking
+        return not is_in_use and self._paths.is_copied(source, connection_id)
+
+    def overheard(self, data: bytes, source: NetworkAddress, now: float) -> bool:
+        """Handle a datagram that may be a copy: is the server where it comes from?
+
+        Some servers go on with their connection ID when they move. What tells them from somebody
+        who copies packets is that they answer there. What else the packet says is not looked at:
+        the genuine one may be yet to come.
+
+        Args:
+            data: The datagram, which begins with a 1-RTT packet.
+            source: Where it comes from.
+            now: The current time in seconds.
+
+        Returns:
+            Whether it is such an answer, and has to be processed.
+        """
+        challenges = self._paths.challenges_of(source)
+        address = read_address(source)
+        if address is None or not self.machine.may_move_to(address):
+            return False
+        may_ask = self._may_ask(address, source, now)
+        packet = self._connection.authenticate(data) if challenges or may_ask else None
+        if packet is None:
+            return False
+        number, payload = packet
+        if any(_PATH_RESPONSE + challenge in payload for challenge in challenges):
+            return True
+        if may_ask and number > self._connection.newest_packet:
+            path = self._paths.overhear(address, number, len(data), now)
+            if path is not None:
+                self._challenges.append(path)
+                if not self.machine.may_probe(address):
+                    self._asks_of_unnamed.append(now)
+                    self._must_ask_home = True  # RFC 9000 9.3.3
+        return False
+
+    def _may_ask(self, address: Address, source: NetworkAddress, now: float) -> bool:
+        # Anybody can copy any number of packets, and send them from any number of addresses.
+        pace = max(self._challenge_interval(), _OVERHEARD_INTERVAL)
+        if now < self._challenged_at.get(source, -math.inf) + pace:
+            return False
+        asks = self._asks_of_unnamed
+        timeout = self._connection._loss.get_probe_timeout()
+        is_first = len(asks) < MAX_UNNAMED or now >= asks[0] + timeout
+        return is_first or self.machine.may_probe(address)
 
     def expects(self, source: NetworkAddress) -> bool:
         """Return whether a datagram from an address without a path may be looked at."""
@@ -119,7 +186,7 @@ class ClientSide:
     ) -> None:
         """Handle a migration frame."""
         address = address_from_network(source)
-        reachable = self._reachable(source, connection_id) is not None
+        reachable = self._reachable(source, connection_id, now) is not None
         if address is None or (isinstance(frame, ServerMigratedFrame) and not reachable):
             return  # what the other frames say does not depend on where they come from
         try:
@@ -140,10 +207,11 @@ class ClientSide:
         self, source: NetworkAddress, connection_id: bytes, packet_number: int, now: float
     ) -> None:
         """Handle a non-probing packet that is the highest-numbered one so far."""
-        address = self._reachable(source, connection_id)
+        address = self._reachable(source, connection_id, now)
         if address is not None:
             self._run(self.machine.packet_received(address, packet_number), now)
             if source == self._paths.home.addr == self._paths.in_use.addr:
+                self._paths.heard_home(packet_number)
                 self._paths.retire_spent()
 
     def timeout(self, now: float) -> None:
@@ -193,14 +261,20 @@ class ClientSide:
         path.validation_deadline = None
         path.local_challenges.clear()
         if path is self._paths.in_use:
+            if path is self._paths.home and source == path.addr:
+                self._server_spends |= self._paths.home_id not in (b"", connection_id)
+                self._paths.home_id = connection_id
             self._stop_validating()
             if not self._challenge_is_full:
                 # The limit against amplification was in the way (RFC 9000 8.2.1).
                 self._validate_path_in_use(now)
-        if self._paths.is_reachable(path.addr):
+        if self._paths.is_reachable(path.addr, now):
             self._run(
                 self.machine.path_answered(
-                    address_of(path), address_from_network(source), packet_number
+                    address_of(path),
+                    address_from_network(source),
+                    packet_number,
+                    is_overheard=self._paths.is_overheard(path),
                 ),
                 now,
             )
@@ -213,6 +287,11 @@ class ClientSide:
     def change_connection_ids(self) -> None:
         """Replace the connection IDs of paths not in use: the client's own address has changed."""
         self._paths.change_connection_ids()
+
+    def connection_id_delivered(self, sequence_number: int) -> None:
+        """Take note that the server has one of the connection IDs that it was sent."""
+        kept = {cid.sequence_number for cid in self._connection._host_cids}
+        self._delivered = (self._delivered | {sequence_number}) & kept
 
     def challenge_lost(self, path: QuicNetworkPath) -> bool:
         """Handle a lost PATH_CHALLENGE on the path in use; return False where that is not ours."""
@@ -267,6 +346,17 @@ class ClientSide:
             self._connection._write_path_challenge_frame(builder=builder, network_path=path)
             self._challenge_path_in_use = False
 
+    def _challenge_interval(self) -> float:
+        """Return how many seconds there have to be between two challenges of one address."""
+        own = self._connection._host_cids
+        spare = sum(cid.sequence_number in self._delivered for cid in own) - 1
+        if not self._connection.host_cid:
+            return 0.0
+        unanswered_for = _UNANSWERED_FOR * self._connection._loss.get_probe_timeout()
+        if self._server_spends:
+            unanswered_for = max(unanswered_for, _UNANSWERED_AT_LEAST)
+        return unanswered_for / max(1, spare - 1)
+
     def challenges_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """Return datagrams that only ask for the server, elsewhere than on the path in use.
 
@@ -274,34 +364,53 @@ class ClientSide:
         against amplification does not permit to expand them (RFC 9000 8.2.1). The path that
         answers is challenged again with a full datagram once it is in use.
         """
-        connection = self._connection
-        assert connection._version is not None
         paths, self._challenges = self._challenges, []
         datagrams: list[tuple[bytes, NetworkAddress]] = []
         for path in paths:
-            if path is self._paths.in_use or path.peer_cid is None:
-                continue
-            builder = ProbeBuilder(
-                host_cid=connection.host_cid,
-                is_client=True,
-                max_datagram_size=connection._max_datagram_size,
-                packet_number=connection._packet_number,
-                peer_cid=path.peer_cid.cid,
-                quic_logger=connection._quic_logger,
-                version=connection._version,
-            )
-            builder.max_total_bytes = challenge_size(path.peer_cid.cid)
-            builder.start_packet(QuicPacketType.ONE_RTT, connection._cryptos[Epoch.ONE_RTT])
-            try:
+            datagrams += self._probe(path, now, asks_for_path=True)
+        if self._must_ask_home:
+            self._must_ask_home = False
+            datagrams += self._probe(self._paths.home, now, asks_for_path=False)
+        return datagrams
+
+    def _probe(
+        self, path: QuicNetworkPath, now: float, *, asks_for_path: bool
+    ) -> list[tuple[bytes, NetworkAddress]]:
+        """Return a datagram with a PATH_CHALLENGE or else a PING, and nothing else."""
+        connection = self._connection
+        cid = connection._peer_cid if path is self._paths.in_use else path.peer_cid
+        if cid is None:
+            return []
+        assert connection._version is not None
+        builder = ProbeBuilder(
+            host_cid=connection.host_cid,
+            is_client=True,
+            max_datagram_size=connection._max_datagram_size,
+            packet_number=connection._packet_number,
+            peer_cid=cid.cid,
+            quic_logger=connection._quic_logger,
+            version=connection._version,
+        )
+        builder.max_total_bytes = probe_size(cid.cid)
+        builder.start_packet(QuicPacketType.ONE_RTT, connection._cryptos[Epoch.ONE_RTT])
+        try:
+            if asks_for_path:
                 connection._write_path_challenge_frame(builder=builder, network_path=path)
-            except QuicPacketBuilderStop:
-                raise AssertionError("a challenge fits into the size computed for it") from None
-            challenge = connection._flush_builder(
-                builder=builder, network_path=path, peer_cid=path.peer_cid.cid, now=now
-            )
-            # They are not to use up what the server's first word from there permits.
-            path.bytes_sent -= sum(len(data) for data, _ in challenge)
-            datagrams += challenge
+                self._challenged_at[path.addr] = now
+                if len(self._challenged_at) > _REMEMBERED_ADDRESSES:
+                    known = self._paths.probes.keys()
+                    self._challenged_at = {
+                        addr: at for addr, at in self._challenged_at.items() if addr in known
+                    }
+            else:
+                connection._write_ping_frame(builder, comment="probe")
+        except QuicPacketBuilderStop:
+            raise AssertionError("a probe fits into the size computed for it") from None
+        datagrams: list[tuple[bytes, NetworkAddress]] = connection._flush_builder(
+            builder=builder, network_path=path, peer_cid=cid.cid, now=now
+        )
+        # They are not to use up what the server's first word from there permits.
+        path.bytes_sent -= sum(len(data) for data, _ in datagrams)
         return datagrams
 
     # Actions
@@ -312,18 +421,20 @@ class ClientSide:
         return address_of(self._paths.in_use) != self.machine.server_address
 
     def _run(self, actions: list[Action], now: float) -> None:
+        pause = 0.0
         for action in actions:
             match action:
                 case Emit(event):
                     self._connection.emit(event)
                 case SetProbeTimer(delay) if delay is not None:
-                    self._probe_at = now + delay
+                    self._probe_at = now + max(delay, pause)
                 case SetProbeTimer():
                     self._probe_at = None
                     self._challenges.clear()
                 case Challenge(addresses):
-                    paths = [self._paths.to(address) for address in addresses]
-                    self._challenges += [path for path in paths if path is not None]
+                    pause = self._challenge(addresses, now)
+                case AskHome():
+                    self._must_ask_home = True
                 case Redirect(address):
                     self._redirect(address, now)
                 case Move(address):
@@ -333,10 +444,32 @@ class ClientSide:
                 case Forget():
                     self._paths.forget_candidates()
                 case Commit():
+                    self._must_ask_home = False
+                    self._challenged_at.clear()
                     self._paths.settle(self._answered_with, now)
 
+    def _challenge(self, addresses: tuple[Address, ...], now: float) -> float:
+        """Ask as many of the addresses as it is time for, and return when to ask again.
+
+        Those for which there is no connection ID come first the next time.
+        """
+        pause = self._challenge_interval()
+        asked: list[QuicNetworkPath] = []
+        first = self._next_in_turn % len(addresses)
+        for number in (*range(first, len(addresses)), *range(first)):
+            path = self._paths.to(addresses[number], now, asked)
+            if path is None:
+                if asked:
+                    self._next_in_turn = number
+                    break
+                continue
+            asked.append(path)
+            if now >= self._challenged_at.get(path.addr, -math.inf) + pause:
+                self._challenges.append(path)
+        return pause
+
     def _redirect(self, address: Address, now: float) -> None:
-        path = self._paths.to(address)
+        path = self._paths.to(address, now)
         if path is None:
             return
         self._paths.use(path, now)
@@ -357,7 +490,7 @@ class ClientSide:
         path.bytes_received = max(path.bytes_received, -(-(path.bytes_sent + size) // 3))
 
     def _move(self, address: Address, now: float) -> None:
-        path = self._paths.to(address)
+        path = self._paths.to(address, now)
         assert path is not None, "the source of a packet was checked to be reachable"
         if path is self._paths.in_use:
             self._connection._loss.answered_at = now
@@ -386,8 +519,11 @@ class ClientSide:
         self._stop_validating()
         self._paths.return_home(now)
 
-    def _reachable(self, source: NetworkAddress, connection_id: bytes) -> Address | None:
+    def _reachable(
+        self, source: NetworkAddress, connection_id: bytes, now: float
+    ) -> Address | None:
         """Return where a packet comes from, if the connection could move there."""
-        if self._paths.is_copied(source, connection_id) or not self._paths.is_reachable(source):
+        paths = self._paths
+        if paths.is_copied(source, connection_id) or not paths.is_reachable(source, now):
             return None
         return address_from_network(source)

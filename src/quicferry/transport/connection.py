@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from aioquic import tls
+from aioquic._crypto import CryptoError
 from aioquic.buffer import Buffer
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
@@ -21,7 +22,7 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
     QuicTokenHandler,
 )
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, is_long_header
 from aioquic.quic.packet_builder import (
     QuicDeliveryState,
     QuicPacketBuilder,
@@ -51,6 +52,7 @@ from quicferry.protocol.frames import BODY_SIZES
 
 from .addresses import NetworkAddress, address_from_network
 from .client_side import ClientSide
+from .connection_ids import PeerConnectionIds
 from .contract import FRAME_HANDLERS, check_contract
 from .negotiation import Negotiation, close_with
 from .qlog import encode_frame, log_event
@@ -94,6 +96,7 @@ class Connection(Negotiation, StreamControl):
         negotiated: The protocols that were agreed on; 0 where nothing is in common; None where
             server migration is off for this connection.
         server_address: The local address of a server, where it is known; its endpoint sets it.
+        peer_connection_ids: The supply of the peer's connection IDs.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Connection(Negotiation, StreamControl):
         self._client_cid_is_new = False
         self._received = NumberedWindow()
         self._received_is_newest = False
+        self.peer_connection_ids = PeerConnectionIds(self)
         self._seal = Seal()
         self._first_secrets: dict[tls.Direction, bytes] = {}
         if self._options is not None:
@@ -261,7 +265,7 @@ class Connection(Negotiation, StreamControl):
         if problem is not None:
             raise self._migration_failed(problem)
         assert self._server is not None
-        self._server.imminent(protocol, _migration_address(address))
+        self._server.imminent(protocol, _migration_address(address), now)
 
     def abort_migration(self, *, now: float) -> None:
         """Give up an announced migration; the connection goes on as if nothing had happened.
@@ -341,8 +345,11 @@ class Connection(Negotiation, StreamControl):
             self.emit(HandshakeFinished(client, self.stable_id, self.negotiated))
             if isinstance(self._options, ServerMigration):
                 family = client.family if client else 4
-                self._server = ServerSide(self, self._options, self.negotiated, family)
+                self._server = self._make_server_side(self._options, family)
                 self._server.handshake_finished()
+
+    def _make_server_side(self, options: ServerMigration, family: int) -> ServerSide:
+        return ServerSide(self, options, self.negotiated, family)
 
     # Hooks: receiving
 
@@ -365,16 +372,25 @@ class Connection(Negotiation, StreamControl):
             self._detect_client_migration()
             if self._server is not None:
                 self._server.datagram_received(now)
+        self.peer_connection_ids.look(now)
 
     def _receive_as_client(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if self._client is None and self.negotiated is not None:
             self._start_client_side()
         client = self._client
         known = any(path.addr == addr for path in self._network_paths)
-        copied = client is not None and client.is_copied(addr, data[1 : 1 + len(self.host_cid)])
-        if known and copied:
+        copied = (
+            client is not None
+            and not is_long_header(data[0] if data else 0)
+            and client.is_copied(addr, data[1 : 1 + len(self.host_cid)])
+        )
+        if client is not None and copied:
+            if not known:
+                super().receive_datagram(data, addr, now)  # which drops it, and logs that
+            if client.overheard(data, addr, now):
+                super().receive_datagram(data, addr, now)
             return
-        if client is None or known or copied or not client.expects(addr):
+        if client is None or known or not client.expects(addr):
             super().receive_datagram(data, addr, now)  # which drops it where it is not known
             return
         # An address never used: it becomes a path if the machine moves there, which it does only
@@ -386,11 +402,32 @@ class Connection(Negotiation, StreamControl):
         if path.peer_cid is None and path is not self._network_paths[0]:
             self._network_paths.remove(path)
 
+    @property
+    def newest_packet(self) -> int:
+        """The largest number of a 1-RTT packet that was received and processed."""
+        largest: int = self._spaces[_ONE_RTT].largest_received_packet
+        return largest
+
+    def authenticate(self, data: bytes) -> tuple[int, bytes] | None:
+        """Return number and payload of the 1-RTT packet in a datagram, if the peer has made it.
+
+        Nothing changes: it is not processed, and may be received later.
+        """
+        try:
+            _, payload, number, _ = self._cryptos[_ONE_RTT].recv.decrypt_packet(
+                data, 1 + len(self.host_cid), self._spaces[_ONE_RTT].expected_packet_number
+            )
+        except CryptoError:
+            return None
+        return number, payload
+
     def _start_client_side(self) -> None:
         home = address_from_network(self._network_paths[0].addr)
         if home is not None and self.negotiated is not None:
             assert isinstance(self._options, ClientMigration)
-            self._client = ClientSide(self, self._options, self.negotiated, home)
+            self._client = ClientSide(
+                self, self._options, self.negotiated, home, self.peer_connection_ids
+            )
 
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
@@ -505,6 +542,7 @@ class Connection(Negotiation, StreamControl):
             if self._client is not None and self._loss._pto_count > timeouts:
                 self._client.timeout(now)
             side.handle_timer(now)
+        self.peer_connection_ids.look(now)
 
     def _abandon_path_validation(self) -> None:
         if self._client is None:
@@ -566,8 +604,9 @@ class Connection(Negotiation, StreamControl):
         self, delivery: QuicDeliveryState, connection_id: QuicConnectionId
     ) -> None:
         super()._on_new_connection_id_delivery(delivery, connection_id)
-        if self._server is not None and delivery is QuicDeliveryState.ACKED:
-            self._server.connection_id_delivered(connection_id.sequence_number)
+        side = self._client or self._server
+        if side is not None and delivery is QuicDeliveryState.ACKED:
+            side.connection_id_delivered(connection_id.sequence_number)
 
     # Hooks: the end
 

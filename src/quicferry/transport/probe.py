@@ -8,7 +8,7 @@ _TAG_SIZE = 16
 _PATH_CHALLENGE_SIZE = 1 + 8
 
 
-def challenge_size(connection_id: bytes) -> int:
+def probe_size(connection_id: bytes) -> int:
     """Return the size in bytes of a 1-RTT datagram with a PATH_CHALLENGE and nothing else."""
     return 1 + len(connection_id) + 2 + _PATH_CHALLENGE_SIZE + _TAG_SIZE
 

@@ -67,6 +67,7 @@ class ServerSide:
         self._must_be_heard = False
         self._retire_later: list[int] = []
         self._delivered: set[int] = set()
+        self._waits_for_connection_id = False
         self._call_at: float | None = None
         self._calls = 0
         self._is_heard = False
@@ -75,7 +76,9 @@ class ServerSide:
     @property
     def timer(self) -> float | None:
         """When `handle_timer` has to be called, or None."""
-        return self._call_at
+        supply = self._connection.peer_connection_ids
+        times = (self._call_at, supply.given_up_at if self._waits_for_connection_id else None)
+        return min((at for at in times if at is not None), default=None)
 
     # Inputs
 
@@ -89,6 +92,7 @@ class ServerSide:
         if self._call_at is not None and now >= self._call_at:
             self._connection._probe_pending = True
             self._call_again(now)
+        self.check_connection_ids(now)
 
     def postpone(self, pause: float) -> None:
         """Take note that time stood still for so many seconds."""
@@ -102,7 +106,7 @@ class ServerSide:
             if newest > self._newest_before_switch:
                 self._is_heard = True
                 self._call_again(now)
-        self.check_connection_ids()
+        self.check_connection_ids(now)
 
     def _call_again(self, now: float) -> None:
         delay = _CALL_AFTER
@@ -116,21 +120,31 @@ class ServerSide:
         """Start the connection's life."""
         self._run(self.machine.handshake_finished())
 
-    def imminent(self, protocol: MigrationProtocol, address: MigrationAddress | None) -> None:
+    def imminent(
+        self, protocol: MigrationProtocol, address: MigrationAddress | None, now: float
+    ) -> None:
         """Prepare for a migration; raises MigrationError if it is not possible."""
         current = address_from_network(self._connection.server_address)
         self._run(self.machine.imminent(protocol, address, current))
-        self.check_connection_ids()
+        self.check_connection_ids(now)
 
     def connection_id_delivered(self, sequence_number: int) -> None:
         """Take note that the client has one of the connection IDs that it was sent."""
         self._delivered.add(sequence_number)
 
-    def check_connection_ids(self) -> None:
-        """Get ready, where what was missing is a connection ID for the new path."""
+    def check_connection_ids(self, now: float) -> None:
+        """Get ready, where what was missing is a connection ID for the new path.
+
+        A client that gives no more does not keep the server from moving: RFC 9000 9.5 is for what
+        is available, and the one in use works at the new address as well.
+        """
+        connection = self._connection
+        connection.peer_connection_ids.look(now)
+        self._waits_for_connection_id = False
         if self.machine.state is State.PREPARING:
-            connection = self._connection
             theirs = bool(connection._peer_cid_available) or not connection._peer_cid.cid
+            theirs = theirs or connection.peer_connection_ids.have_run_out(now)
+            self._waits_for_connection_id = not theirs
             ours = not connection.host_cid or any(
                 cid.sequence_number in self._delivered and cid.cid != connection.host_cid
                 for cid in connection._host_cids
@@ -220,16 +234,9 @@ class ServerSide:
                 case SendMigrated():
                     self._must_be_heard = True
                 case SwitchPath():
-                    # Every connection ID in use was used from the old address (RFC 9000 9.5).
-                    connection.change_connection_id()
                     for path in connection._network_paths:
                         path.remote_challenges.clear()  # answered only where they came (8.2.2)
-                        if path.peer_cid is not None:
-                            connection._retire_peer_cid(path.peer_cid)
-                            path.peer_cid = None
-                    # Nothing is due to the client at the switch (RETIRE_CONNECTION_ID would be).
-                    self._retire_later += connection._retire_connection_ids
-                    connection._retire_connection_ids.clear()
+                    self._change_connection_ids()
                     connection._loss.leave_path()
                     connection._loss.quick_timeout = self._options.probe_interval
                 case Complete():
@@ -238,3 +245,15 @@ class ServerSide:
                     connection._loss.awaited.clear()
                     connection._retire_connection_ids += self._retire_later
                     self._retire_later.clear()
+
+    def _change_connection_ids(self) -> None:
+        """Take others: every one in use was used from the old address (RFC 9000 9.5)."""
+        connection = self._connection
+        connection.change_connection_id()
+        for path in connection._network_paths:
+            if path.peer_cid is not None:
+                connection._retire_peer_cid(path.peer_cid)
+                path.peer_cid = None
+        # Nothing is due to the client at the switch (RETIRE_CONNECTION_ID would be).
+        self._retire_later += connection._retire_connection_ids
+        connection._retire_connection_ids.clear()

@@ -16,6 +16,7 @@ from .network import Counters, Datagram, Network, Path, Sharing, SimulatedAddres
 from .observer import Guard, Observer, SentPacket
 from .randomness import seeded
 from .simulation import Simulation
+from .thesis import ThesisClient, ThesisServer
 from .traffic import Answer, Exchange, Incoming, Requests, Responder, body
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "SimulatedAddress",
     "Simulation",
     "SimulationError",
+    "ThesisClient",
+    "ThesisServer",
     "body",
     "certificate",
     "client_configuration",

@@ -8,7 +8,7 @@ connection ID must not be used with two addresses (RFC 9000 9.5; it lets the pat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -45,10 +45,13 @@ class Observer:
     Attributes:
         sender: The name of the endpoint that is sending just now; set by the endpoint.
         packets: Every packet that was built, in order.
+        may_reuse: Whether an endpoint of this name may use a connection ID with another address
+            now: because it is a double of one that does, or its peer has left it no other.
     """
 
     def __init__(self) -> None:
         self.sender = ""
+        self.may_reuse: Callable[[str], bool] = lambda sender: False
         self.packets: list[SentPacket] = []
         self._numbers: dict[bytes, set[int]] = defaultdict(set)
         self._uses: dict[tuple[str, bytes], set[tuple[SimulatedAddress, SimulatedAddress]]]
@@ -116,7 +119,8 @@ class Observer:
         connection_id = data[1 : 1 + CONNECTION_ID_LENGTH]
         uses = self._uses[sender, connection_id]
         uses.add((local, self._aliases.get(destination, destination)))
-        if len(uses) > 1 or destination in self._forbidden[sender, connection_id]:
+        forbidden = self._forbidden[sender, connection_id]
+        if (len(uses) > 1 or destination in forbidden) and not self.may_reuse(sender):
             raise InvariantError(
                 f"{sender} used connection ID {connection_id.hex()} between {local} and "
                 f"{destination}, and before, "

@@ -1,0 +1,197 @@
+"""Our client with a double of the thesis's server, and our server with one of its client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import pytest
+from aioquic.quic.connection import QuicConnection
+from simulated_pair import AWAY, HOME, Pair, pair
+from support import (
+    EXPLICIT,
+    POOL,
+    SYMMETRIC,
+    SYNCHRONIZED,
+    THIRD,
+    assert_works,
+    ping,
+    server_for,
+    wired_pair,
+)
+
+from quicferry.lab.simulation import (
+    Exchange,
+    Path,
+    SimulatedAddress,
+    ThesisClient,
+    ThesisServer,
+)
+from quicferry.lab.simulation.invariants import check_alive, events_of
+from quicferry.protocol import (
+    ClientMigration,
+    MigrationCompleted,
+    MigrationProtocol,
+    Policy,
+    Scheduler,
+)
+
+TRAFFIC = [[Exchange(3000, 3000)] * 3]
+EAGER = ClientMigration()
+REACTIVE = ClientMigration(policy=Policy.REACTIVE, scheduler=Scheduler.CYCLIC)
+PROACTIVE = ClientMigration(policy=Policy.PROACTIVE, scheduler=Scheduler.RANDOM)
+
+PROTOCOLS = pytest.mark.parametrize("protocol", MigrationProtocol)
+CLIENTS = pytest.mark.parametrize(
+    "client", [EAGER, REACTIVE, PROACTIVE], ids=["eager", "reactive", "proactive"]
+)
+ROUND_TRIPS = pytest.mark.parametrize("round_trip", [0.018, 0.06, 0.15, 0.25])
+
+
+@contextmanager
+def thesis_pair(*, round_trip: float = 0.018, **options: Any) -> Iterator[Pair]:
+    """A pair one side of which may be a double, and both may use connection IDs again."""
+    with pair(3, path=Path(delay=round_trip / 2), **options) as it:
+        it.simulation.observer.may_reuse = lambda sender: True
+        it.network.run_for(2)  # until a pool is acknowledged
+        yield it
+
+
+def move(
+    it: Pair,
+    protocol: MigrationProtocol,
+    to: SimulatedAddress,
+    *,
+    frozen: float = 0.1,
+    asks: bool = False,
+) -> float:
+    """Move the server under traffic; return the time from the switch until both are complete.
+
+    What was asked for the move before has to be answered by then: any acknowledged PATH_RESPONSE
+    ends a migration of the thesis's server.
+    """
+    it.network.run_for(1)
+    before = len(events_of(it.client, MigrationCompleted))
+    it.imminent(protocol, to if protocol is EXPLICIT else None)
+    it.requests.start(TRAFFIC)
+    it.network.run_for(0.01)
+    it.relocate(to, frozen=frozen)
+    switched = it.network.now
+    if asks:
+        it.client.migrating.probe_server_address(now=switched)
+        it.client.flush()
+
+    def completed() -> bool:
+        check_alive(it.client, it.server)
+        return all(
+            len(events_of(side, MigrationCompleted)) > before for side in (it.client, it.server)
+        )
+
+    it.network.run_until(completed, limit=20, what="completion")
+    duration = it.network.now - switched
+    it.network.run_until(lambda: it.requests.done, limit=20, what="the requests")
+    assert it.client.connection.get_peer_address() == to
+    return duration
+
+
+def ten_moves(
+    protocol: MigrationProtocol,
+    client: ClientMigration,
+    round_trip: float,
+    stops: tuple[SimulatedAddress, ...] = (AWAY, HOME),
+    **types: type[QuicConnection],
+) -> list[float]:
+    server = server_for(protocol, *stops, THIRD)
+    with thesis_pair(round_trip=round_trip, server=server, client=client, **types) as it:
+        asks = client.policy is Policy.PROACTIVE
+        return [move(it, protocol, stops[n % len(stops)], asks=asks) for n in range(10)]
+
+
+@PROTOCOLS
+@CLIENTS
+@ROUND_TRIPS
+def test_ten_moves_of_the_server(
+    protocol: MigrationProtocol, client: ClientMigration, round_trip: float
+) -> None:
+    """They take as long as those of a server of ours, within one round trip."""
+    theirs = ten_moves(protocol, client, round_trip, server_type=ThesisServer)
+    ours = ten_moves(protocol, client, round_trip)
+    assert median(theirs) - median(ours) <= round_trip
+
+
+@PROTOCOLS
+@CLIENTS
+@pytest.mark.parametrize("round_trip", [0.018, 0.25])
+def test_ten_moves_with_its_client(
+    protocol: MigrationProtocol, client: ClientMigration, round_trip: float
+) -> None:
+    """It replaces no connection IDs: the server goes on with the last one."""
+    ten_moves(protocol, client, round_trip, client_type=ThesisClient)
+
+
+@pytest.mark.parametrize("protocol", [EXPLICIT, SYMMETRIC, SYNCHRONIZED])
+@CLIENTS
+def test_ten_moves_to_other_ports(protocol: MigrationProtocol, client: ClientMigration) -> None:
+    stops = tuple((HOME[0], 5000 + number) for number in range(10))
+    ten_moves(protocol, client, 0.018, stops, server_type=ThesisServer)
+
+
+@CLIENTS
+def test_protocols_in_turn(client: ClientMigration) -> None:
+    with thesis_pair(client=client, server_type=ThesisServer) as it:
+        for number, protocol in enumerate((EXPLICIT, SYMMETRIC, SYNCHRONIZED) * 3):
+            move(it, protocol, (AWAY, HOME)[number % 2])
+
+
+@PROTOCOLS
+@CLIENTS
+@pytest.mark.parametrize("duration", [0.1, 0.5])
+def test_false_alarm_before_the_switch(
+    protocol: MigrationProtocol, client: ClientMigration, duration: float
+) -> None:
+    """Home is not asked by PATH_CHALLENGE: its answer would end a migration not begun."""
+    server = server_for(protocol, AWAY)
+    with thesis_pair(client=client, server=server, server_type=ThesisServer) as it:
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        it.requests.start(TRAFFIC)
+        it.network.filters[:] = [lambda datagram: False]
+        it.network.run_for(duration)
+        it.network.filters.clear()
+        it.network.run_until(lambda: it.requests.done, limit=10, what="the requests")
+        assert not events_of(it.server, MigrationCompleted)
+        it.requests.start(TRAFFIC)
+        it.relocate(AWAY, frozen=0.1)
+        it.network.run_until(lambda: it.requests.done, limit=10, what="the requests")
+        assert_works(it, AWAY)
+        assert len(events_of(it.server, MigrationCompleted)) == 1
+
+
+@pytest.mark.parametrize("round_trip", [0.15, 0.25, 0.3])
+@pytest.mark.parametrize("protocol", [EXPLICIT, POOL])
+def test_challenges_do_not_use_up_the_connection_ids(
+    protocol: MigrationProtocol, round_trip: float
+) -> None:
+    """Seven arrive before the first answer comes back, if one is sent every 20 ms."""
+    server = server_for(protocol, AWAY, THIRD)
+    with thesis_pair(round_trip=round_trip, server=server, server_type=ThesisServer) as it:
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        it.host.freeze()
+        ping(it.client)
+        it.network.run_for(5)
+        it.host.resume(AWAY)
+        assert_works(it, AWAY)
+
+
+def test_a_client_that_waits_for_long_goes_on_asking() -> None:
+    with wired_pair(path=Path(delay=0.125), server_type=ThesisServer) as (it, wire):
+        it.simulation.observer.may_reuse = lambda sender: True
+        it.imminent(EXPLICIT, AWAY)
+        it.host.freeze()
+        for _ in range(10):
+            wire.clear()
+            it.network.run_for(2)
+            assert 10 <= len(wire.select(destination=AWAY)) < 50
+        it.host.resume(AWAY)
+        assert_works(it, AWAY)
