@@ -1,9 +1,10 @@
 """What a relocation takes by each technique, as a ratio to cold with the same memory.
 
 Two techniques need a kernel that tracks changes of memory, which may be had in an emulated machine
-only. Seconds in it mean nothing, but what one technique takes beside another in it does. So every
-repetition is a round of all techniques, one right after another: whatever slows the machine down
-slows all of them.
+only. Seconds in it mean nothing, but what one technique takes beside another in it does. So one
+server is moved to and fro, in rounds of all techniques, one right after another: whatever slows the
+machine down slows all of them. One client sends it a small request now and then, and follows; more
+would keep an emulated processor busy with something else than relocations.
 
 Run as ``python -m quicferry.lab.evaluation.ratios ORDERS``, with trials in JSON, it carries them
 out on the machine that it runs on, and writes each sample as a line of JSON. It needs root.
@@ -15,19 +16,24 @@ import asyncio
 import json
 import platform
 import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
+from types import TracebackType
 from typing import Any, Self
 
-from quicferry.lab.containers import Settings, run_trial
+from quicferry.lab.containers import Settings, Site
+from quicferry.lab.demo.processes import Child
 from quicferry.lab.evaluation import thesis
-from quicferry.lab.hosts import LabError, PathSpec
+from quicferry.lab.ground import CA, PORT, next_message
+from quicferry.lab.hosts import LabError
 from quicferry.lab.vm import TREE, laboratory
 from quicferry.protocol import QuicferryError
-from quicferry.relocation import Technique
+from quicferry.relocation import Outcome, Step, Technique
 
 MODULE = "quicferry.lab.evaluation.ratios"
 SILENCE = "silence"
@@ -37,10 +43,12 @@ METRICS = (SILENCE, *thesis.SILENCE, AHEAD)
 silence of cold, as cold has nothing of the kind."""
 
 _THESIS_AHEAD = ("pre_dump", "pre_dump_transfer")
-_PATH = PathSpec(rtt_ms=18, rate_mbit=0.5)
-"""Between the client and either host: as much as an emulated machine can serve and check."""
+_INTERVAL = 0.5
+"""Seconds between two requests of the client."""
+_MANY = 1_000_000
+"""Requests: the client ends with the site."""
 _TRIAL_LIMIT = 900.0
-"""Seconds that one trial may take in the virtual machine."""
+"""Seconds that one trial may take in the virtual machine, with its part of the preparations."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,9 @@ class Sample:
 def missing(
     memory: Iterable[int], repetitions: int, finished: Collection[Sample] = ()
 ) -> list[Trial]:
-    """Return the trials that are still to be made, a round of all techniques after another.
+    """Return the trials that are still to be made, those of one size after those of another.
+
+    Those of a size come in rounds of all techniques.
 
     Args:
         memory: The sizes, in megabytes.
@@ -115,8 +125,8 @@ def missing(
     done = {sample.trial for sample in finished}
     return [
         trial
-        for repetition in range(1, repetitions + 1)
         for size in dict.fromkeys(memory)
+        for repetition in range(1, repetitions + 1)
         for technique in Technique
         for trial in [Trial(technique.value, size, repetition)]
         if trial not in done
@@ -124,13 +134,24 @@ def missing(
 
 
 async def here(trials: Iterable[Trial]) -> AsyncGenerator[Sample]:
-    """Carry trials out on this machine, and yield each sample.
+    """Carry trials out on this machine, and yield each sample after its round.
+
+    All move the same server, but after a round in which one has failed there is another.
 
     Raises:
-        LabError: The laboratory has not been set up.
+        QuicferryError: There is no laboratory, or no server in it.
     """
-    for trial in trials:
-        yield await _carry_out(trial)
+    rounds = deque(
+        list(group) for _, group in groupby(trials, lambda each: (each.memory_mb, each.repetition))
+    )
+    while rounds:
+        async with _Moved() as moved:
+            is_well = True
+            while rounds and is_well:
+                samples = await moved.carry_out(rounds.popleft())
+                is_well = not any(sample.problems for sample in samples)
+                for sample in samples:
+                    yield sample
 
 
 async def in_virtual_machine(trials: Sequence[Trial]) -> AsyncGenerator[Sample]:
@@ -151,7 +172,7 @@ async def in_virtual_machine(trials: Sequence[Trial]) -> AsyncGenerator[Sample]:
 
     async def order() -> int:
         try:
-            async with laboratory() as machine:
+            async with laboratory(counts=True) as machine:
                 orders = json.dumps([asdict(trial) for trial in trials])
                 return await machine.follow(
                     ["python3", "-m", MODULE, orders],
@@ -240,33 +261,91 @@ def compared(samples: Collection[Sample]) -> list[dict[str, Any]]:
     return rows
 
 
-async def _carry_out(trial: Trial) -> Sample:
-    settings = Settings(
-        technique=Technique(trial.technique),
-        memory=trial.memory_mb,
-        clients=1,
-        near=_PATH,
-        far=_PATH,
-        seed=trial.repetition,
-    )
-    try:
-        done = await run_trial(settings)
-    except LabError:
-        raise  # there is no laboratory, so no other trial can be made either
-    except Exception as exc:  # whatever a trial brings to light is a finding
-        return Sample(trial, {}, problems=(f"{type(exc).__name__}: {exc}",))
-    if done.problems:
-        return Sample(trial, {}, problems=done.problems)
-    (report,) = done.reports
+class _Moved:
+    """A server in a container that is moved to and fro; an asynchronous context manager."""
+
+    def __init__(self) -> None:
+        # The technique is another in each trial: this one needs all that any of them needs.
+        self._site = Site(Settings(technique=Technique.HYBRID, clients=1))
+        self._memory = 0
+
+    async def __aenter__(self) -> Self:
+        site = await self._site.__aenter__()
+        try:
+            await self._start(site)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._site.__aexit__(kind, error, trace)
+
+    async def _start(self, site: Site) -> None:
+        self._here, self._there = site.source, site.destination
+        await site.start_server()
+        for host in (self._there, self._here):
+            await site.start_agent(host)
+        self._kept = await self._ask("/memory")
+        url = f"https://{self._here.address}:{PORT}/"
+        fetch = ["quicferry", "fetch", url, "--json", "--ca", CA, "--protocols", "explicit"]
+        fetch += ["--repeat", str(_MANY), "--interval", str(_INTERVAL), "--timeout", "600"]
+        client = await site.child("client", site.client, fetch, Child.stop)
+        await next_message(client, "response")
+
+    async def carry_out(self, trials: Sequence[Trial]) -> list[Sample]:
+        """Move the server once for each trial of a round, until one fails."""
+        samples: list[Sample] = []
+        try:
+            await self._keep(trials[0].memory_mb)
+            for trial in trials:
+                samples.append(await self._carry_out(trial))
+                if samples[-1].problems:
+                    break
+            else:
+                if await self._ask("/memory") != self._kept:
+                    wrong = ("after this round the application's memory is not what it was",)
+                    samples = [replace(sample, problems=wrong) for sample in samples]
+        except QuicferryError as exc:
+            left = trials[len(samples) :] or trials[-1:]
+            samples.append(Sample(left[0], {}, problems=(str(exc),)))
+        return samples
+
+    async def _keep(self, memory_mb: int) -> None:
+        if memory_mb != self._memory:
+            await self._ask(f"/memory/{memory_mb}", post=True)
+            self._kept = await self._ask("/memory")
+            self._memory = memory_mb
+
+    async def _ask(self, path: str, *, post: bool = False) -> str:
+        return await self._site.ask(path, of=self._here, post=post)
+
+    async def _carry_out(self, trial: Trial) -> Sample:
+        here, there = self._here, self._there
+        report = await self._site.migrate(here, there, "--technique", trial.technique)
+        if report["outcome"] != Outcome.COMMITTED.value:
+            return Sample(trial, {}, problems=(f"{report['outcome']}: {report['reason']}",))
+        self._here, self._there = there, here
+        if report["lost"] or not report["followed"]:
+            return Sample(trial, {}, problems=("the client has not followed",))
+        return Sample(trial, _seconds(report), report["bytes"])
+
+
+def _seconds(report: dict[str, Any]) -> dict[str, float]:
+    """Return what a relocation took, as `quicferry migrate --json` has told it."""
     phases: dict[str, float] = report["phases"]
-    seconds = {
+    return {
         SILENCE: float(report["silence"]),
-        "dump": phases["freeze"],
-        "transfer": phases["transfer"],
-        "restore": phases["thaw"] + phases["switch"],
-        AHEAD: phases.get("pre-copy", 0.0),
+        "dump": phases[Step.FREEZE.value],
+        "transfer": phases[Step.TRANSFER.value],
+        "restore": phases[Step.THAW.value] + phases[Step.SWITCH.value],
+        AHEAD: phases.get(Step.PRE_COPY.value, 0.0),
     }
-    return Sample(trial, seconds, report["bytes"])
 
 
 def _of(samples: Iterable[Sample], technique: str, memory_mb: int) -> list[Sample]:

@@ -23,6 +23,7 @@ from quicferry.lab.hosts import programs
 from quicferry.lab.hosts.errors import LabError
 from quicferry.lab.hosts.programs import Done
 from quicferry.lab.hosts.rootfs import SOURCE, directory
+from quicferry.lab.patience import patient
 
 _SCRIPTS = Path(__file__).parent
 _PYTHON = (sys.executable, "-I", "-S")
@@ -30,8 +31,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BYTECODE = "opt/quicferry/bytecode"
 _AREA = Path("/run/quicferry-lab")
 """An empty directory: where each host mounts its layers, unseen by the others."""
-_READY_LIMIT = 20.0
-_END_LIMIT = 10.0
+_READY_LIMIT = patient(20.0)
+_END_LIMIT = patient(10.0)
 
 Stream = int | IO[bytes] | None
 """What a program's standard stream is, as for `asyncio.create_subprocess_exec`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from quicferry.lab.hosts.host import Host
 from quicferry.lab.hosts.link import Link, interface
+from quicferry.lab.patience import patient
 
 _RULES = """
 table inet nat {{
@@ -30,7 +31,7 @@ table inet nat {{
   }}
 }}
 """
-_LIMIT = 10.0
+_LIMIT = patient(10.0)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from quicferry.lab.hosts import programs
 from quicferry.lab.hosts.errors import LabError
 from quicferry.lab.hosts.host import Host
 from quicferry.lab.hosts.link import Backend, Link, attach, interface
+from quicferry.lab.patience import patient
 
-_START_LIMIT = 20.0
-_ANSWER_LIMIT = 10.0
-_END_LIMIT = 5.0
+_START_LIMIT = patient(20.0)
+_ANSWER_LIMIT = patient(10.0)
+_END_LIMIT = patient(5.0)
 
 
 class RouterProcess:

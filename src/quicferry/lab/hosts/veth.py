@@ -9,6 +9,7 @@ from quicferry.lab.emulation import PathSpec
 from quicferry.lab.hosts import programs
 from quicferry.lab.hosts.host import Host
 from quicferry.lab.hosts.link import MTU, Backend, Link, attach, interface, refuse
+from quicferry.lab.patience import patient
 
 FASTEST_MBIT = 10_000.0
 """The rate of a path without one, where a rate is needed."""
@@ -17,7 +18,7 @@ _TICK = 0.001
 """Seconds of the rate that a burst holds, as the kernel does not wake up for each packet."""
 _SHORTEST_QUEUE = 0.01
 """Seconds that a queue holds at least where nothing else is said: about what a switch has."""
-_LIMIT = 10.0
+_LIMIT = patient(10.0)
 
 
 class VethLink(Link):

@@ -30,12 +30,15 @@ _CONFIGURATION = "pyproject.toml"
 
 
 @asynccontextmanager
-async def laboratory() -> AsyncIterator[VirtualMachine]:
+async def laboratory(*, counts: bool = False) -> AsyncIterator[VirtualMachine]:
     """Provide a virtual machine in which the laboratory's hosts can be made.
 
     Its own system is theirs. The quicferry that runs here can be imported there; if that is in a
     source tree, its tests and its configuration are there as well. The laboratory's application is
     there as a bundle, which could not be made there without a network.
+
+    Args:
+        counts: Whether its clock counts what its processor does, as for `VirtualMachine`.
 
     Raises:
         LabError: If the virtual machine has not been made, or does not start.
@@ -53,7 +56,7 @@ async def laboratory() -> AsyncIterator[VirtualMachine]:
     has_tree = (tree / _CONFIGURATION).exists()
     if has_tree:
         folders["quicferry/tests"] = tree / "tests"
-    async with VirtualMachine(folders) as machine:
+    async with VirtualMachine(folders, counts=counts) as machine:
         lab_root = f"{PLACE}/{_LAB}/{root.name}"
         await machine.run(["mkdir", lab_root])
         await machine.run(["mount", "--bind", "/", lab_root])
