@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import socket
 import ssl
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 import quicferry
 from quicferry.cli.events import describe_event, encode_event
+from quicferry.cli.fetch_output import Output, OutputError, open_output
 from quicferry.cli.help import Command
 from quicferry.cli.options import (
     json_option,
@@ -27,10 +25,11 @@ from quicferry.cli.options import (
     protocols_option,
     qlog_logger,
     qlog_option,
+    say_aside,
 )
 from quicferry.cli.url import parse_url
 from quicferry.client import HttpClient, RequestRejected, request_head
-from quicferry.io import ConnectFailed, ConnectionLost
+from quicferry.io import ConnectFailed, ConnectionLost, TraceError
 from quicferry.protocol import (
     ClientMigration,
     ConnectionClosed,
@@ -40,7 +39,7 @@ from quicferry.protocol import (
     QuicferryError,
     Scheduler,
 )
-from quicferry.transport import Configuration
+from quicferry.transport import Configuration, CredentialError
 
 DEFAULT_TIMEOUT = 30.0
 
@@ -52,6 +51,7 @@ WRITE_ERROR = 23
 TIMED_OUT = 28
 CONNECTION_LOST = 56
 CERTIFICATE_REFUSED = 60
+AUTHORITIES_UNREADABLE = 77
 
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that are idempotent (RFC 9110 9.2.2)."""
@@ -119,7 +119,7 @@ class FetchOptions:
     ),
     epilog="Exit status: 0 success, 1 failure, 2 wrong usage, and as with curl: 6 unknown host, "
     "7 could not connect, 22 status 400 or above with --fail, 23 cannot write the output, "
-    "28 timeout, 56 connection lost, 60 certificate refused.\n\n"
+    "28 timeout, 56 connection lost, 60 certificate refused, 77 --ca cannot be read.\n\n"
     'With --json: for each response a line {"event": "response", "url", "status", "headers", '
     '"bytes", "seconds", "server"}, without -o also "body" or "body_base64", and a line for each '
     "migration event.\n\n"
@@ -210,25 +210,26 @@ def fetch(
 
     When the server moves, the connection moves with it; stderr tells, lines starting with *.
     """
+    what = _options(url, **options)
+    _check_request(what)
     migration = None
     if protocols is not None:
         migration = ClientMigration(
             protocols=protocols, policy=Policy(policy), scheduler=Scheduler(scheduler)
         )
-    configuration = Configuration(
-        is_client=True,
-        alpn_protocols=["h3"],
-        server_migration=migration,
-        quic_logger=qlog_logger(qlog),
-        secrets_log_file=open_secrets_log(),
-        verify_mode=ssl.CERT_NONE if insecure else ssl.CERT_REQUIRED,
-    )
-    if ca is not None:
-        configuration.load_verify_locations(cafile=str(ca))
-    what = _options(url, **options)
-    _check_request(what)
     try:
-        asyncio.run(_fetch(what, configuration))
+        with _errors_explained(what):
+            configuration = Configuration(
+                is_client=True,
+                alpn_protocols=["h3"],
+                server_migration=migration,
+                quic_logger=qlog_logger(qlog),
+                secrets_log_file=open_secrets_log(),
+                verify_mode=ssl.CERT_NONE if insecure else ssl.CERT_REQUIRED,
+            )
+            if ca is not None:
+                configuration.load_verify_locations(cafile=str(ca))
+            asyncio.run(_fetch(what, configuration))
     except FetchError as exc:
         click.echo(f"Error: {exc}", err=True)
         sys.exit(exc.status)
@@ -271,7 +272,7 @@ def _check_request(options: FetchOptions) -> None:
 
 
 async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
-    with _errors_explained(options), _open_output(options) as output:
+    with open_output(options.output, as_json=options.as_json) as output:
 
         def on_migration_event(event: MigrationEvent) -> None:
             if isinstance(event, ConnectionClosed):
@@ -279,13 +280,13 @@ async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
             if options.as_json:
                 output.say(encode_event(event))
             else:
-                click.echo(f"* {describe_event(event)}", err=True)
+                say_aside(f"* {describe_event(event)}")
 
         def say_lost(reason: QuicferryError) -> None:
             if options.as_json:
                 output.say({"event": "reconnecting", "reason": str(reason)})
             else:
-                click.echo(f"* {reason}; connecting again", err=True)
+                say_aside(f"* {reason}; connecting again")
 
         done = 0
         async with asyncio.timeout(options.timeout) as limit:
@@ -306,7 +307,7 @@ async def _repeat(
     http: HttpClient,
     count: int,
     options: FetchOptions,
-    output: _Output,
+    output: Output,
     limit: asyncio.Timeout,
     say_lost: Callable[[QuicferryError], None],
 ) -> int:
@@ -330,7 +331,7 @@ async def _repeat(
     return count
 
 
-def _is_repeatable(error: QuicferryError, options: FetchOptions, output: _Output) -> bool:
+def _is_repeatable(error: QuicferryError, options: FetchOptions, output: Output) -> bool:
     """Whether a request that failed on a connection may be sent again on another one.
 
     It may if the server has not looked at it (RFC 9114 4.1.1, 5.2), or if to do it twice has the
@@ -340,7 +341,7 @@ def _is_repeatable(error: QuicferryError, options: FetchOptions, output: _Output
     return is_safe and output.is_between
 
 
-async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) -> None:
+async def _exchange(http: HttpClient, options: FetchOptions, output: Output) -> None:
     started = time.monotonic()
     size = 0
     async with http.stream(
@@ -362,80 +363,6 @@ async def _exchange(http: HttpClient, options: FetchOptions, output: _Output) ->
             "server": str(http.server_address),
         }
     )
-
-
-class _Output:
-    """Where bodies and reports go, one after the other.
-
-    Who reads them may be slow, so a thread waits for that: the connection must live on meanwhile.
-
-    Args:
-        bodies: Takes bodies; None puts them into the reports.
-        reports: Takes reports, a line of JSON each; None for no reports.
-
-    Attributes:
-        is_between: Whether no part of a response was taken without its end.
-    """
-
-    def __init__(self, bodies: BinaryIO | None, reports: BinaryIO | None) -> None:
-        self.is_between = True
-        self._bodies = bodies
-        self._reports = reports
-        self._kept = bytearray()
-        self._sayings: deque[dict[str, Any]] = deque()
-
-    async def body(self, chunk: bytes) -> None:
-        """Take a part of a body."""
-        self.is_between = False
-        if self._bodies is None:
-            self._kept += chunk
-        else:
-            await asyncio.to_thread(self._bodies.write, chunk)
-
-    def say(self, report: dict[str, Any]) -> None:
-        """Report something, at the latest with the end of the response that is under way."""
-        self._sayings.append(report)
-
-    async def end(self, report: dict[str, Any]) -> None:
-        """Take the end of a response, and the report on it."""
-        self.is_between = True
-        if self._bodies is None:
-            report |= _encode_body(bytes(self._kept))
-            self._kept.clear()
-        else:
-            await asyncio.to_thread(self._bodies.flush)
-        self.say(report)
-        if self._reports is not None:
-            lines = b"".join(json.dumps(saying).encode() + b"\n" for saying in self._sayings)
-            await asyncio.to_thread(_write_through, self._reports, lines)
-        self._sayings.clear()
-
-
-def _write_through(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
-    stream.flush()
-
-
-def _encode_body(body: bytes) -> dict[str, str]:
-    try:
-        return {"body": body.decode()}
-    except UnicodeDecodeError:
-        return {"body_base64": base64.b64encode(body).decode()}
-
-
-@contextmanager
-def _open_output(options: FetchOptions) -> Iterator[_Output]:
-    stdout = sys.stdout.buffer
-    reports = stdout if options.as_json else None
-    if options.output is None or str(options.output) == "-":
-        yield _Output(None if options.as_json else stdout, reports)
-        return
-    try:
-        file = options.output.open("wb")
-    except OSError as exc:
-        raise FetchError(f"cannot write {options.output}: {exc.strerror}", WRITE_ERROR) from exc
-    with file:
-        yield _Output(file, reports)
 
 
 @contextmanager
@@ -460,5 +387,7 @@ def _errors_explained(options: FetchOptions) -> Iterator[None]:
         raise FetchError(
             f"cannot find {options.host}: {exc.strerror}; check the name", COULD_NOT_RESOLVE
         ) from exc
-    except BrokenPipeError as exc:
-        raise FetchError("nobody reads the output any more", WRITE_ERROR) from exc
+    except (OutputError, TraceError) as exc:
+        raise FetchError(str(exc), WRITE_ERROR) from exc
+    except CredentialError as exc:
+        raise FetchError(f"--ca: {exc}", AUTHORITIES_UNREADABLE) from exc

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -18,22 +20,37 @@ INTERRUPTED = 130
 class _Commands(Group):
     """A group whose commands fail with one line on stderr, never with a traceback."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _failing_in_words():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _failing_in_words():
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(INTERRUPTED)
-        except (QuicferryError, OSError) as exc:
-            raise click.ClickException(str(exc)) from exc
-        except Exception as exc:
-            logging.getLogger("quicferry").debug("internal error", exc_info=exc)
-            raise click.ClickException(
-                f"internal error: {type(exc).__name__}: {exc} "
-                "(--log-level debug shows where it comes from)"
-            ) from exc
+
+
+@contextmanager
+def _failing_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise  # click ends without a word, as is usual where nobody reads the output any more
+    except QuicferryError as exc:
+        raise click.ClickException(str(exc)) from exc
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename is not None else ""
+        raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
+    except Exception as exc:
+        logging.getLogger("quicferry").debug("internal error", exc_info=exc)
+        raise click.ClickException(
+            f"internal error: {type(exc).__name__}: {exc} "
+            "(--log-level debug shows where it comes from)"
+        ) from exc
 
 
 @click.group(

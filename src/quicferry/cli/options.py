@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -17,12 +19,15 @@ from quicferry.protocol import (
     Address,
     MigrationAddress,
     MigrationProtocol,
+    QuicferryError,
     protocol_from_name,
     protocol_name,
 )
 
 if TYPE_CHECKING:
     from quicferry.io import QlogDirectory
+
+logger = logging.getLogger("quicferry.cli")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -120,12 +125,51 @@ def lab_extra() -> Iterator[None]:
         ) from exc
 
 
+class SecretsLogError(QuicferryError):
+    """TLS secrets cannot be written where the environment asks for them."""
+
+    def __init__(self, cause: Exception) -> None:
+        reason = getattr(cause, "strerror", None) or cause
+        super().__init__(f"cannot write the file that SSLKEYLOGFILE names: {reason}")
+
+
+class _SecretsLog(io.TextIOWrapper):
+    """A file of TLS secrets. That it cannot be written is said once, and ends no connection."""
+
+    _has_failed = False
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as exc:
+            if not self._has_failed:
+                self._has_failed = True
+                logger.warning("%s", SecretsLogError(exc))
+            return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: it is written through."""
+
+
 def open_secrets_log() -> TextIO | None:
     """Open the file that the environment asks TLS secrets to be written to, as curl does.
 
     Only ``SSLKEYLOGFILE`` asks for it; quicferry never writes secrets by itself.
+
+    Raises:
+        SecretsLogError: If it cannot be opened.
     """
     name = os.environ.get("SSLKEYLOGFILE")
     if not name:
         return None
-    return os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
+    try:
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as exc:
+        raise SecretsLogError(exc) from exc
+    return _SecretsLog(os.fdopen(descriptor, "wb", buffering=0), write_through=True)
+
+
+def say_aside(text: str) -> None:
+    """Tell people something; that nobody hears it changes nothing."""
+    with suppress(OSError):
+        click.echo(text, err=True)

@@ -28,6 +28,7 @@ from quicferry.cli.options import (
     protocols_option,
     qlog_logger,
     qlog_option,
+    say_aside,
 )
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
@@ -229,14 +230,18 @@ Say = Callable[[dict[str, Any], str], None]
 
 
 def say_json(event: dict[str, Any], text: str) -> None:
-    """Tell programs."""
-    click.echo(json.dumps(event))
+    """Tell programs; a server goes on without those that hear no more."""
+    try:
+        click.echo(json.dumps(event))
+    except OSError as exc:
+        logger.warning("cannot write standard output: %s; nothing more is", exc.strerror)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
 
 
 def say_text(event: dict[str, Any], text: str) -> None:
     """Tell people."""
     if text:
-        click.echo(text, err=True)
+        say_aside(text)
 
 
 class Stop:
