@@ -56,6 +56,23 @@ def test_url_with_a_user_and_without_a_scheme(tmp_path: Path) -> None:
         finish(server)
 
 
+def test_clients_forge_no_lines_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(
+        "import logging\n" + ECHO + "    logging.warning('seen: %s', scope['path'])\n"
+    )
+    arguments = ("--json", "--bind", "127.0.0.1:0", "--log-level", "info")
+    server = start("serve", "echo:app", *arguments, cwd=tmp_path)
+    said = read_json(server)
+    assert run("fetch", f"https://{said['address']}/%0aERROR%1b[31m", "--insecure").returncode == 0
+    server.terminate()
+    _, _, log = finish(server)
+    lines = log.decode().splitlines()
+    assert "WARNING root: seen: /\\nERROR\\x1b[31m" in lines
+    assert any("GET /%0aERROR%1b[31m 3" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("ERROR") for line in lines)
+
+
 @pytest.mark.parametrize("host", ["..example", f"{'a' * 64}.example"])
 def test_fetch_from_what_no_host_can_be_called(host: str) -> None:
     done = run("fetch", f"https://{host}/")

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from quicferry.protocol import printable
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -50,10 +52,19 @@ class Command(_WithExamples):
 
 
 def _set_log_level(ctx: click.Context, param: click.Parameter, value: str) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger().setLevel(value.upper())
     if value != "debug":
         logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+class _Printable(logging.Formatter):
+    """Lets no stranger forge lines, or write to a terminal what moves its cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's)
+        return printable(super().formatMessage(record))
 
 
 @dataclass(frozen=True)

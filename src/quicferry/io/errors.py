@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from quicferry.protocol import Address, QuicferryError
+from quicferry.protocol import Address, QuicferryError, printable
 
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "add the address to an interface of this host, or choose another",
@@ -34,10 +34,12 @@ class ConnectionLost(QuicferryError, ConnectionError):  # noqa: N818 (named for 
 
     Attributes:
         error_code: The QUIC or application error code that it was closed with.
-        reason: The reason phrase, for example ``server migrated``; possibly empty.
+        reason: The reason phrase, for example ``server migrated``; possibly empty. What is not
+            printable in it is escaped: the peer has chosen it.
     """
 
     def __init__(self, error_code: int, reason: str) -> None:
+        reason = printable(reason)
         super().__init__(f"the connection has ended: {reason or f'error 0x{error_code:x}'}")
         self.error_code = error_code
         self.reason = reason
@@ -48,5 +50,5 @@ class ConnectFailed(ConnectionLost):
 
     def __init__(self, remote: str, error_code: int, reason: str) -> None:
         super().__init__(error_code, reason)
-        said = reason or f"error 0x{error_code:x}"
+        said = self.reason or f"error 0x{error_code:x}"
         self.args = (f"cannot connect to {remote}: {said}",)

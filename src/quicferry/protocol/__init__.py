@@ -54,6 +54,7 @@ from .suite import (
     protocol_from_name,
     protocol_name,
 )
+from .text import printable
 
 __all__ = [
     "ALL_PROTOCOLS",
@@ -100,6 +101,7 @@ __all__ = [
     "decode_frame",
     "encode_body",
     "encode_suite",
+    "printable",
     "protocol_from_name",
     "protocol_name",
     "refusal",

@@ -23,7 +23,7 @@ class ConnectionClosed(MigrationEvent):
 
     Attributes:
         error_code: The QUIC or application error code it was closed with.
-        reason: The reason phrase, possibly empty.
+        reason: The reason phrase, possibly empty; what is not printable in it is escaped.
     """
 
     error_code: int

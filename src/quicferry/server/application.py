@@ -30,6 +30,7 @@ from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework, ASGISendEvent
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
+from .access_log import AccessLogger
 from .draining import Calls, RunningRequest
 from .errors import ApplicationError, ClientDisconnected
 
@@ -112,6 +113,7 @@ class Application:
         loop = asyncio.get_running_loop()
         self.config = Config()
         self.config.errorlog = logger
+        self.config.logger_class = AccessLogger
         self.config.include_server_header = False
         self.config.startup_timeout = startup_timeout
         self.config.include_date_header = False  # hypercorn adds a second one

@@ -47,6 +47,7 @@ from quicferry.protocol import (
     PeerError,
     ServerMigration,
     decode_frame,
+    printable,
 )
 from quicferry.protocol.frames import BODY_SIZES
 
@@ -612,9 +613,8 @@ class Connection(Negotiation, StreamControl):
 
     def _close_end(self) -> None:
         if self._close_event is not None:
-            self.emit(
-                ConnectionClosed(self._close_event.error_code, self._close_event.reason_phrase)
-            )
+            reason = printable(self._close_event.reason_phrase)
+            self.emit(ConnectionClosed(self._close_event.error_code, reason))
         super()._close_end()
 
     def _migration_failed(self, code: MigrationErrorCode) -> MigrationError:

@@ -1,0 +1,21 @@
+"""Text that strangers have chosen, made fit for logs and terminals."""
+
+from __future__ import annotations
+
+LONGEST = 500
+
+
+def printable(text: str) -> str:
+    """Return a text in which everything that is not printable is escaped, as Python does it.
+
+    A peer chooses the reason for which it closes a connection, and the paths that it asks for. With
+    line ends it could forge lines of a log; with escape sequences, what a terminal shows.
+
+    Args:
+        text: The text; of one that is very long the beginning is returned.
+    """
+    escaped = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text[:LONGEST]
+    )
+    return escaped if len(text) <= LONGEST else f"{escaped}..."
