@@ -206,7 +206,10 @@ def fetch(
     qlog: Path | None,
     **options: Any,
 ) -> None:
-    """Fetch URL ([https://][user:password@]host[:port][/path][?query]) over HTTP/3.
+    """Fetch URL (https://host[:port]/path) over HTTP/3.
+
+    URLs are read as curl reads them: a user and password, an IPv6 address with a zone and an
+    international name may be in them, and the scheme may be left out.
 
     When the server moves, the connection moves with it; stderr tells, lines starting with *.
     """
