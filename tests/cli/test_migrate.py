@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from quicferry.protocol import MigrationProtocol
 from quicferry.relocation import make_identities
 
 __all__ = ["time_limit"]
+
+CLI = f"{sys.executable} -m quicferry.cli"
 
 SLOW = """
 import asyncio
@@ -251,3 +255,63 @@ def test_options_that_mean_nothing_for_a_technique(
     result = CliRunner().invoke(main, command, prog_name="quicferry")
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.parametrize("given", ["</dev/null", "<&-", "< empty", "< one-line", "< <(echo)"])
+async def test_the_end_of_the_input_goes_back(cast: Stage, given: str) -> None:
+    (cast.folder / "empty").touch()
+    (cast.folder / "one-line").write_text("\n")
+    where = f"--from {cast.folder / SOURCE}.sock --to {cast.agent_address}"
+    line = f"{CLI} migrate --step {where} --identity {cast.identity(SOURCE)} {given}"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, cwd=cast.folder, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await process.communicate()
+    said = errors.decode()
+    assert process.returncode == 1, said
+    lines_there = "echo" in given or "one-line" in given
+    step = STEPS[1] if lines_there else STEPS[0]
+    assert f"standard input has ended, so it goes back before {step}\n" in said
+    assert "not moved: it was aborted" in said
+    assert "Traceback" not in said
+    await cast.served_at(cast.source)
+    await cast.moves_to_the_agent()
+
+
+async def test_each_line_of_the_input_lets_a_step_begin(cast: Stage) -> None:
+    (cast.folder / "lines").write_text("\n" * len(STEPS))
+    where = f"--from {cast.folder / SOURCE}.sock --to {cast.agent_address} --timeout 1"
+    line = f"{CLI} migrate --step {where} --identity {cast.identity(SOURCE)} < lines"
+    process = await asyncio.create_subprocess_exec("bash", "-c", line, cwd=cast.folder)
+    await cast.agent.hears("Adopted")
+    await cast.served_at(cast.destination)
+    assert await process.wait() == 0
+
+
+async def test_too_late_to_go_back_the_end_of_the_input_goes_on(cast: Stage) -> None:
+    migrate = await cast.rehearse("follow")
+    migrate.end_input()
+    await cast.served_at(cast.destination)
+    await ends(migrate, 0)
+    assert "too late to go back, so it goes on" in migrate.errors
+
+
+async def test_a_server_is_chosen_by_the_option_that_the_hint_names(cast: Stage) -> None:
+    runtime = cast.folder / "runtime"
+    (runtime / "quicferry").mkdir(parents=True, mode=0o700)
+    for name in ("1.sock", "2.sock"):
+        (runtime / "quicferry" / name).touch()
+    arguments = ("--to", cast.agent_address, "--identity", str(cast.identity(SOURCE)), "--json")
+    process = await asyncio.create_subprocess_exec(
+        *(*CLI.split(), "migrate", *arguments),
+        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
+    assert "several servers run; choose one with --socket" in errors.decode()
+    migrate = await cast.run(
+        *("migrate", "--socket", cast.folder / f"{SOURCE}.sock", *arguments, "--timeout", "1")
+    )
+    await cast.agent.hears("Adopted")
+    await cast.served_at(cast.destination)
+    await ends(migrate, 0)

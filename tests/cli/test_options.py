@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from cli.all_commands import LEAVES
+from cli.all_commands import GROUPS, LEAVES
 
 import quicferry
 
@@ -86,3 +88,134 @@ def test_traces_where_there_is_something_to_trace() -> None:
 
 def test_every_command_says_how_much_it_logs() -> None:
     assert has("--log-level") == {" ".join(path) for path in LEAVES}
+
+
+# Options that texts name
+
+NAMED = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMAND = re.compile(r"`?\b(?:quicferry )((?:[a-z]+ ?)+)")
+OTHER_PROGRAMS = re.compile(r"`(?!quicferry|--)[^`]*`| -- .*|^(?:mkdir|runc|podman|tar) .*")
+"""Command lines of others, which have options of their own."""
+
+
+def named_options(text: str) -> set[str]:
+    return set(NAMED.findall(OTHER_PROGRAMS.sub("", text)))
+
+
+def options_of(path: tuple[str, ...]) -> set[str]:
+    """Return the options of a command, and of the groups that it is in."""
+    every = {**GROUPS, **LEAVES}
+    return {
+        option
+        for end in range(len(path) + 1)
+        if path[:end] in every
+        for parameter in every[path[:end]].params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help", "--version"}
+
+
+def named_commands(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield the commands that a text names."""
+    for match in COMMAND.finditer(text):
+        words = tuple(match[1].split())
+        for end in range(len(words), 0, -1):
+            if words[:end] in LEAVES or words[:end] in GROUPS:
+                yield words[:end]
+                break
+
+
+def unknown_options(text: str, *speakers: tuple[str, ...]) -> set[str]:
+    """Return the options that a text names and no command has that it can mean.
+
+    Args:
+        text: The text.
+        speakers: The commands that may say it.
+    """
+    elsewhere = set().union(*map(options_of, named_commands(text)))
+    return {
+        option
+        for option in named_options(text) - elsewhere
+        if not any(option in options_of(speaker) for speaker in speakers)
+    }
+
+
+@pytest.mark.parametrize("path", [*GROUPS, *LEAVES], ids=" ".join)
+def test_help_names_options_that_there_are(path: tuple[str, ...]) -> None:
+    command = {**GROUPS, **LEAVES}[path]
+    texts = [command.help or "", command.epilog or "", *getattr(command, "examples", ())]
+    texts += [option.help or "" for option in command.params if isinstance(option, click.Option)]
+    assert {text: found for text in texts if (found := unknown_options(text, path))} == {}
+
+
+def messages(path: Path) -> Iterator[str]:
+    """Yield the texts in a module: literals of several words that are no docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    parts = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.JoinedStr(values=values):
+                text = "".join(
+                    str(v.value) if isinstance(v, ast.Constant) else "{}" for v in values
+                )
+            case ast.Constant(value=str(text)) if id(node) not in parts:
+                pass
+            case _:
+                continue
+        if " " in text and id(node) not in statements:
+            yield text
+
+
+def speakers_of(path: Path) -> list[tuple[str, ...]]:
+    """Return the commands that a module of the command line belongs to."""
+    return [
+        words
+        for words, command in LEAVES.items()
+        if command.callback is not None
+        and inspect.getsourcefile(inspect.unwrap(command.callback)) == str(path)
+    ]
+
+
+@functools.cache
+def anywhere() -> set[str]:
+    return set().union(*map(options_of, LEAVES))
+
+
+SPEAKING = [
+    path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.parent.name != "engines"  # there the options are those of the engines
+    and any(map(named_options, messages(path)))
+]
+
+
+@pytest.mark.parametrize("path", SPEAKING, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_messages_name_options_that_there_are(path: Path) -> None:
+    speakers = speakers_of(path)
+    for text in messages(path):
+        if speakers:
+            assert any(not unknown_options(text, each) for each in speakers), text
+        elif path.parent.name == "cli" or "; " in text:
+            assert named_options(text) <= anywhere(), text
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "unknown"),
+    [
+        ("choose one with --socket", ("migrate",), set()),
+        ("choose one with --sockets", ("migrate",), {"--sockets"}),
+        ("choose one with --socket", ("fetch",), {"--socket"}),
+        ("Options of `quicferry serve`, for example --retry", ("image",), set()),
+        ("see `podman ps --all`", ("image",), set()),
+        ("quicferry image app:app --out x -- --retry", ("image",), set()),
+    ],
+)
+def test_options_that_there_are_not_are_found(
+    text: str, command: tuple[str, ...], unknown: set[str]
+) -> None:
+    assert unknown_options(text, command) == unknown

@@ -16,12 +16,14 @@ from click.core import ParameterSource
 
 from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
 from quicferry.cli.engines import engine_option
+from quicferry.cli.enter import Enter
 from quicferry.cli.help import Command
 from quicferry.cli.migrate_container import Choices, migrate_container
 from quicferry.cli.options import (
     PROTOCOL_NAMES,
     address,
     json_option,
+    say_aside,
 )
 from quicferry.protocol import Address, QuicferryError
 from quicferry.relocation import Compression, Outcome, Running, Technique
@@ -75,6 +77,7 @@ class _SourceLost(click.ClickException):
 )
 @click.option(
     "--from",
+    "--socket",
     "socket",
     type=click.Path(path_type=Path),
     metavar="SOCKET",
@@ -170,7 +173,8 @@ class _SourceLost(click.ClickException):
 @click.option(
     "--step",
     is_flag=True,
-    help="Wait for Enter before each step: to watch, or to rehearse failures.",
+    help="Wait for Enter before each step: to watch, or to rehearse failures. The end of the input "
+    "goes back.",
 )
 @json_option
 def migrate(
@@ -301,9 +305,10 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
             fields["address"] = _default_address(fields["agent"], status["address"])
         events = await management.events()
         asked = asyncio.create_task(management.command("handover", **fields))
-        helpers = [asyncio.create_task(_tell(events, teller))]
+        waiting: asyncio.Queue[str] = asyncio.Queue()
+        helpers = [asyncio.create_task(_tell(events, teller, waiting))]
         if fields["pace"] == "step-by-step":
-            helpers.append(asyncio.create_task(_step(management)))
+            helpers.append(asyncio.create_task(_step(management, waiting)))
         loop = asyncio.get_running_loop()
         aborting: list[asyncio.Task[None]] = []
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -325,21 +330,30 @@ async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dic
     return report
 
 
-async def _tell(events: Any, teller: _Teller) -> None:
+async def _tell(events: Any, teller: _Teller, waiting: asyncio.Queue[str]) -> None:
     async for event in events:
-        if event["event"] in ("StepWaits", "StepBegun", "StepEnded", "DestinationStarts"):
+        if event["event"] in ("StepWaits", "StepBegun", "StepEnded"):
             teller.event({key: event[key] for key in event if key != "connection"})
+        if event["event"] == "StepWaits":
+            waiting.put_nowait(event["step"])
 
 
-async def _step(management: ManagementClient) -> None:
-    """Let each step begin when Enter is pressed."""
-    lines = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while await lines.readline():
-        with suppress(ManagementError):  # none waits at present
-            await management.command("proceed")
-    await _abort(management)
+async def _step(management: ManagementClient, waiting: asyncio.Queue[str]) -> None:
+    """Let each step begin when Enter is pressed; the end of the input goes back, or else on."""
+    enter = Enter()
+    while step := await waiting.get():
+        if await enter.pressed():
+            with suppress(ManagementError):  # it was aborted meanwhile
+                await management.command("proceed")
+            continue
+        try:
+            await management.command("abort")
+            say_aside(f"standard input has ended, so it goes back before {step}")
+        except ManagementError:
+            say_aside("standard input has ended, and it is too late to go back, so it goes on")
+            with suppress(ManagementError):
+                await management.command("proceed", pace="at-once")
+        return
 
 
 async def _abort(management: ManagementClient) -> None:

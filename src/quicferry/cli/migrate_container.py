@@ -22,6 +22,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from quicferry.cli.enter import Enter
+from quicferry.cli.options import say_aside
 from quicferry.protocol import Address, protocol_from_name
 from quicferry.relocation import (
     Compression,
@@ -116,14 +118,13 @@ async def migrate_container(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, _abort, relocation)
-        reading = None if pace is None else asyncio.create_task(pace.read(relocation))
+        if pace is not None:
+            pace.abort = relocation.abort
         try:
             return (await relocation.run()).encode()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            if reading is not None:
-                reading.cancel()
 
 
 def _abort(relocation: ContainerRelocation) -> None:
@@ -132,27 +133,27 @@ def _abort(relocation: ContainerRelocation) -> None:
 
 
 class _Pace:
-    """Lets each step begin when Enter is pressed."""
+    """Lets each step begin when Enter is pressed; the end of the input goes back, or else on."""
 
     def __init__(self, tell: Callable[[RelocationEvent], None]) -> None:
         self._tell = tell
-        self._go_on = asyncio.Event()
+        self._enter = Enter()
+        self._goes_on = False
+        self.abort: Callable[[str], bool] = lambda reason: False
 
     async def gate(self, step: Step) -> None:
         """Wait for Enter."""
-        self._go_on.clear()
+        if self._goes_on:
+            return
         self._tell(StepWaits(step))
-        await self._go_on.wait()
-
-    async def read(self, relocation: ContainerRelocation) -> None:
-        """Read lines; the end of the input goes back, or on if that is not possible any more."""
-        lines = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-        while await lines.readline():
-            self._go_on.set()
-        if not relocation.abort("who was to let the steps begin has gone away"):
-            self._go_on.set()
+        if await self._enter.pressed():
+            return
+        if self.abort("it was aborted"):
+            say_aside(f"standard input has ended, so it goes back before {step.value}")
+            await asyncio.Event().wait()  # until it is cancelled
+        else:
+            say_aside("standard input has ended, and it is too late to go back, so it goes on")
+            self._goes_on = True
 
 
 class _Display:
