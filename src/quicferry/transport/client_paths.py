@@ -289,11 +289,14 @@ class ClientPaths:
         """Return whether a path is aioquic's business.
 
         That is one to the server's preferred address, while it is validated, and the one from its
-        original address, from which packets may still come (RFC 9000 9.6).
+        original address, from which packets may still come (RFC 9000 9.6). A former home has a
+        connection ID, too, where aioquic has answered a challenge from there: it is none of these.
         """
         if path is self.home or path.addr in self.probes:
             return False
-        return path.peer_cid is not None or path is self._not_preferred
+        if path is self._not_preferred:
+            return True
+        return path.peer_cid is not None and path not in self._former_homes
 
     def _make_home(self, path: QuicNetworkPath) -> None:
         former, self.home = self.home, path

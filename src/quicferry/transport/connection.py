@@ -8,6 +8,8 @@ out by `ClientSide` and `ServerSide`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aioquic import tls
 from aioquic._crypto import CryptoError
@@ -69,6 +71,8 @@ LONGEST_QUIET = 25.0
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _ONE_RTT_ONLY = EPOCHS("1")
+# Bytes of a packet with an acknowledgement, a challenge and a word about the server's move
+_CHALLENGE_AND_MORE = 120
 
 
 class Connection(Negotiation, StreamControl):
@@ -510,6 +514,7 @@ class Connection(Negotiation, StreamControl):
         if self._server is not None and self._network_paths[0].addr != self._client_address:
             self._client_address = self._network_paths[0].addr
             self._client_cid_is_new = cid != self._client_cid
+            self._server.client_moved()
             self.emit(ClientMigrationDetected(address_from_network(self._client_address)))
         self._client_cid = cid
 
@@ -521,7 +526,8 @@ class Connection(Negotiation, StreamControl):
             return None
         if self._seal.holds_back(self._packet_number):
             return self._close_at
-        at: float | None = super().get_timer()
+        with self._thrift():
+            at: float | None = super().get_timer()
         side = self._client or self._server
         own_at = side.timer if side is not None else None
         if own_at is None or at is None or self._state in END_STATES:
@@ -566,10 +572,40 @@ class Connection(Negotiation, StreamControl):
         """
         if self._seal.is_shut or self._seal.holds_back(self._packet_number):
             return []
-        datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
+        with self._thrift():
+            datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
+        if self._server is not None:
+            self._server.sent(now)
         if self._client is not None and self._state not in END_STATES:
             datagrams += self._client.challenges_to_send(now)
         return datagrams
+
+    @contextmanager
+    def _thrift(self) -> Iterator[None]:
+        """Let aioquic spend what the limit against amplification permits on what matters most.
+
+        While a migration is under way that is to find each other again: something is held back for
+        the network switch, and a challenge does not wait for room for an acknowledgement.
+        """
+        if (
+            self._server is None
+            or not self._server.is_under_way
+            or self._network_paths[0].is_validated
+        ):
+            yield
+            return
+        path = self._network_paths[0]
+        held_back = self._server.held_back
+        path.bytes_sent += held_back
+        space = self._spaces[_ONE_RTT]
+        acknowledge_at = None
+        if not path.local_challenge_sent and not path.can_send(_CHALLENGE_AND_MORE):
+            acknowledge_at, space.ack_at = space.ack_at, None
+        try:
+            yield
+        finally:
+            path.bytes_sent -= held_back
+            space.ack_at = space.ack_at or acknowledge_at
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         # Called for every 1-RTT packet after the handshake, before stream data is written
@@ -588,6 +624,13 @@ class Connection(Negotiation, StreamControl):
         datagrams: list[tuple[bytes, NetworkAddress]]
         datagrams = super()._send_probing_frames(network_path, now)
         return datagrams
+
+    def _write_path_challenge_frame(
+        self, builder: QuicPacketBuilder, network_path: QuicNetworkPath
+    ) -> None:
+        super()._write_path_challenge_frame(builder, network_path)
+        if self._server is not None and network_path is self._network_paths[0]:
+            self._server.challenge_written(builder)
 
     def _write_path_response_frame(self, builder: QuicPacketBuilder, challenge: bytes) -> None:
         super()._write_path_response_frame(builder, challenge)

@@ -34,8 +34,11 @@ from .qlog import log_frame_sent
 if TYPE_CHECKING:
     from .connection import Connection
 
+_SYMMETRIC = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
 # As many challenges as a client sends in a second, which is a long time for a round trip
 _AWAITED_RESPONSES = 64
+# Bytes of a packet that challenges the client's new address, and says that the server has moved
+_WORD = 45
 # Seconds after the network switch in which a client should have been heard of, and at most between
 # two calls
 _CALL_AFTER = 5.0
@@ -63,6 +66,9 @@ class ServerSide:
         )
         self._connection = connection
         self._options = options
+        self._challenge_again_at: float | None = None
+        self._challenges = 0
+        self._has_challenged = False
         self._to_send: deque[MigrationFrame] = deque()
         self._must_be_heard = False
         self._retire_later: list[int] = []
@@ -77,8 +83,18 @@ class ServerSide:
     def timer(self) -> float | None:
         """When `handle_timer` has to be called, or None."""
         supply = self._connection.peer_connection_ids
-        times = (self._call_at, supply.given_up_at if self._waits_for_connection_id else None)
+        is_validated = self._connection._network_paths[0].is_validated
+        times = (
+            self._call_at,
+            supply.given_up_at if self._waits_for_connection_id else None,
+            self._challenge_again_at if self.is_under_way and not is_validated else None,
+        )
         return min((at for at in times if at is not None), default=None)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a migration has been announced, or switched, and is not over."""
+        return self.machine.state is not State.IDLE
 
     # Inputs
 
@@ -92,12 +108,25 @@ class ServerSide:
         if self._call_at is not None and now >= self._call_at:
             self._connection._probe_pending = True
             self._call_again(now)
+            self._challenge_again_at = now
+        again_at = self._challenge_again_at
+        if self.is_under_way and again_at is not None and now >= again_at:
+            # The answer is not sent again if it is lost, so it is asked for again (RFC 9000 8.2.1).
+            self._challenge_again_at = None
+            self._connection._network_paths[0].local_challenge_sent = False
         self.check_connection_ids(now)
+
+    def client_moved(self) -> None:
+        """Take note that the client has another address, which is validated from now on."""
+        self._challenges = 0
+        self._challenge_again_at = None
 
     def postpone(self, pause: float) -> None:
         """Take note that time stood still for so many seconds."""
         if self._call_at is not None:
             self._call_at += pause
+        if self._challenge_again_at is not None:
+            self._challenge_again_at += pause
 
     def datagram_received(self, now: float) -> None:
         """Take note of what may have changed by a datagram from the client."""
@@ -125,6 +154,8 @@ class ServerSide:
     ) -> None:
         """Prepare for a migration; raises MigrationError if it is not possible."""
         current = address_from_network(self._connection.server_address)
+        # What was there for the last migration need not be there for this one.
+        self._run(self.machine.connection_ids_available(for_both=False))
         self._run(self.machine.imminent(protocol, address, current))
         self.check_connection_ids(now)
 
@@ -136,7 +167,8 @@ class ServerSide:
         """Get ready, where what was missing is a connection ID for the new path.
 
         A client that gives no more does not keep the server from moving: RFC 9000 9.5 is for what
-        is available, and the one in use works at the new address as well.
+        is available, and the one in use works at the new address as well. With the symmetric
+        protocols there must also be something that may be said from there: see `held_back`.
         """
         connection = self._connection
         connection.peer_connection_ids.look(now)
@@ -149,7 +181,8 @@ class ServerSide:
                 cid.sequence_number in self._delivered and cid.cid != connection.host_cid
                 for cid in connection._host_cids
             )
-            self._run(self.machine.connection_ids_available(for_both=theirs and ours))
+            available = theirs and ours and self._can_speak_first
+            self._run(self.machine.connection_ids_available(for_both=available))
 
     def abort(self) -> None:
         """Give up a migration that has not been switched; raises MigrationError after it."""
@@ -178,6 +211,7 @@ class ServerSide:
             # The limit against amplification may forbid another one, and anything else; then the
             # way back to the address before is all there is (RFC 9000 8.2.4).
             path.local_challenge_sent = False
+            self.client_moved()
             timeout = max(loss.get_probe_timeout(), 2 * connection.configuration.initial_rtt)
             path.validation_deadline = now + 3 * timeout
 
@@ -188,6 +222,59 @@ class ServerSide:
             awaited[packet_number] = lambda: self._run(self.machine.path_response_acknowledged())
 
     # Output
+
+    @property
+    def held_back(self) -> int:
+        """Bytes that may be sent to the client's new address, but are kept for a network switch.
+
+        Until that address is validated it gets three times what has come from there (RFC 9000 8.1).
+        With the symmetric protocols a server that has used that up when it moves could not say
+        where it is, and be heard of no more. So enough for two words is left, as one may be lost;
+        only the first challenge, and the first word, do not wait.
+        """
+        path, protocol = self._connection._network_paths[0], self.machine.protocol
+        if path.is_validated or protocol is None or not protocol & _SYMMETRIC:
+            return 0
+        if self.machine.state is State.SWITCHED:
+            if self._calls > 1:
+                return 0
+            is_urgent, held_back = self._must_be_heard, _WORD
+        else:
+            is_urgent, held_back = not path.bytes_sent, 2 * _WORD
+        return min(held_back, max(0, self._allowance - _WORD)) if is_urgent else held_back
+
+    @property
+    def _can_speak_first(self) -> bool:
+        """Whether the server could tell the client now that it has moved, if it is to do so."""
+        protocol, path = self.machine.protocol, self._connection._network_paths[0]
+        is_silent = protocol is None or not protocol & _SYMMETRIC
+        return is_silent or path.is_validated or self._allowance >= 2 * _WORD
+
+    @property
+    def _allowance(self) -> int:
+        """Bytes that may be sent on the path in use before it is validated."""
+        path = self._connection._network_paths[0]
+        return int(3 * path.bytes_received - path.bytes_sent)
+
+    def sent(self, now: float) -> None:
+        """Take note that what was to be sent was sent."""
+        if self._has_challenged:
+            self._has_challenged = False
+            timeout = self._connection._loss.get_probe_timeout()
+            self._challenge_again_at = now + timeout * 2**self._challenges
+            self._challenges += 1
+
+    def challenge_written(self, builder: QuicPacketBuilder) -> None:
+        """Write what must not be left out of a packet that challenges the client's new address.
+
+        By a challenge alone the client would not learn that the server has moved: the packet would
+        be a probing one (RFC 9000 9.1). And the limit against amplification (RFC 9000 8.1) may not
+        permit another packet before the client has answered, to the right address.
+        """
+        self._has_challenged = True
+        if self._must_be_heard:
+            self._write(builder, ServerMigratedFrame())
+            self._must_be_heard = False
 
     def write_frames(self, builder: QuicPacketBuilder) -> None:
         """Write what belongs into the next packet."""
