@@ -91,6 +91,18 @@ async def test_version_negotiation() -> None:
         assert header.supported_versions == [1, 0x6B3343CF]
 
 
+@pytest.mark.parametrize(("destination", "source"), [(21, 8), (8, 255), (255, 255), (0, 0)])
+async def test_version_negotiation_with_connection_ids_of_any_length(
+    destination: int, source: int
+) -> None:
+    theirs, mine = bytes(range(destination)), bytes(reversed(range(source)))
+    start = b"\xff\x1a\x2a\x3a\x4a" + bytes([destination]) + theirs + bytes([source]) + mine
+    async with Running() as running:
+        [answer] = await exchange(running.port, start.ljust(1200, b"\0"), UNTIL)
+    head = b"\0\0\0\0" + bytes([source]) + mine + bytes([destination]) + theirs
+    assert answer[1:] == head + b"\0\0\0\x01\x6b\x33\x43\xcf"
+
+
 @pytest.mark.parametrize(
     "datagram",
     [
@@ -98,12 +110,23 @@ async def test_version_negotiation() -> None:
         b"\x40",
         b"\x40" + bytes(50),
         b"\xc0",
-        b"\xff" * 1200,
+        b"\xff" * 300,
+        b"\xc0\0\0\0\1" + b"\xff" * 1200,
         long_header(0, b"loopcid0"),
         long_header(0x0A0A0A0A, b"smallcid", 1199),
         long_header(1, b"smallcid", 1199),
     ],
-    ids=["empty", "byte", "short", "long", "ones", "negotiation", "small-other", "small-initial"],
+    ids=[
+        "empty",
+        "byte",
+        "short",
+        "long",
+        "cut-off",
+        "long-ids",
+        "negotiation",
+        "small-other",
+        "small-initial",
+    ],
 )
 async def test_no_answer(datagram: bytes) -> None:
     async with Running() as running:

@@ -591,6 +591,9 @@ async def test_configuration_that_is_none_for_a_server() -> None:
     for configuration in (QuicConfiguration(), QuicConfiguration(is_client=False)):
         with pytest.raises(ConfigurationError, match="certificate"):
             await quicferry.serve("127.0.0.1", 0, configuration=configuration)
+    configuration = server_configuration(connection_id_length=0)
+    with pytest.raises(ConfigurationError, match="connection_id_length"):
+        await quicferry.serve("127.0.0.1", 0, configuration=configuration)
 
 
 async def test_clients_may_have_to_prove_their_address() -> None:

@@ -24,7 +24,6 @@ from aioquic.quic.packet import (
     QuicErrorCode,
     QuicHeader,
     QuicPacketType,
-    encode_quic_version_negotiation,
     pull_quic_header,
 )
 from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
@@ -34,7 +33,7 @@ from quicferry.transport import Connection, NetworkAddress, SnapshotError, thaw
 
 from .endpoint import DEFAULT_LINGER, Received, UdpEndpoint
 from .protocol import ConnectionProtocol
-from .stateless import AddressValidation, encode_initial_close
+from .stateless import AddressValidation, answer_unknown_version, encode_initial_close
 from .udp import Datagram, UdpSocket
 
 _LONG_HEADER = 0x80
@@ -206,6 +205,10 @@ class ConnectionRouter:
         """Return the connection that a datagram belongs to; it may come into being here."""
         if data and not data[0] & _LONG_HEADER:
             return self._routes.get(data[1 : 1 + self.configuration.connection_id_length])
+        answer = answer_unknown_version(data, self.configuration.supported_versions)
+        if answer is not None:
+            socket.send([(answer, addr)], host)
+            return None
         try:
             header = pull_quic_header(
                 Buffer(data=data), host_cid_length=self.configuration.connection_id_length
@@ -214,25 +217,15 @@ class ConnectionRouter:
             return None
         if header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
             return None  # answering it could make two servers answer each other forever
-        answer: bytes | None = None
         if header.version not in self.configuration.supported_versions:
-            if len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
-                answer = encode_quic_version_negotiation(
-                    source_cid=header.destination_cid,
-                    destination_cid=header.source_cid,
-                    supported_versions=self.configuration.supported_versions,
-                )
-        elif header.destination_cid in self._routes:
+            return None  # too small for an answer
+        if header.destination_cid in self._routes:
             return self._routes[header.destination_cid]
-        elif (
-            header.packet_type == QuicPacketType.INITIAL and len(data) >= SMALLEST_MAX_DATAGRAM_SIZE
-        ):
+        if header.packet_type == QuicPacketType.INITIAL and len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
             opened = self._open(socket, header, addr, host)
             if isinstance(opened, ConnectionProtocol):
                 return opened
-            answer = opened
-        if answer is not None:
-            socket.send([(answer, addr)], host)
+            socket.send([(opened, addr)], host)
         return None
 
     def _open(

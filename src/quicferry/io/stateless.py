@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from aioquic.buffer import Buffer, BufferReadError
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
@@ -16,7 +17,9 @@ from aioquic.quic.packet import (
     QuicFrameType,
     QuicHeader,
     QuicPacketType,
+    QuicProtocolVersion,
     encode_quic_retry,
+    encode_quic_version_negotiation,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.retry import QuicRetryTokenHandler
@@ -48,6 +51,36 @@ def encode_initial_close(header: QuicHeader, error_code: QuicErrorCode) -> bytes
     frame.push_uint_var(0)
     datagrams, _ = builder.flush()
     return datagrams[0]
+
+
+def answer_unknown_version(data: bytes, supported: list[int]) -> bytes | None:
+    """Return a Version Negotiation packet for a datagram of an unknown version.
+
+    What of it is known is the same for all versions (RFC 8999 5.1). Connection IDs may be longer
+    than in any version that is known (RFC 9000 6.1), which is why aioquic does not read them.
+
+    Args:
+        data: A datagram that begins with a long header.
+        supported: The versions that are known.
+
+    Returns:
+        The answer; None if there is none, because the version is known, or the datagram is itself
+        about versions, too small (RFC 9000 5.2.2) or damaged.
+    """
+    buf = Buffer(data=data)
+    try:
+        buf.pull_uint8()
+        version = buf.pull_uint32()
+        destination_cid = buf.pull_bytes(buf.pull_uint8())
+        source_cid = buf.pull_bytes(buf.pull_uint8())
+    except BufferReadError:
+        return None
+    is_asked = version not in (QuicProtocolVersion.NEGOTIATION, *supported)
+    if not is_asked or len(data) < SMALLEST_MAX_DATAGRAM_SIZE:
+        return None
+    return encode_quic_version_negotiation(
+        source_cid=destination_cid, destination_cid=source_cid, supported_versions=supported
+    )
 
 
 class AddressValidation:

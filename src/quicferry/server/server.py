@@ -336,6 +336,10 @@ async def serve(
     """
     configuration = copy.copy(configuration)
     check_certificate(configuration)
+    if configuration.connection_id_length < 1:
+        raise ConfigurationError(
+            "connection_id_length is 0, which tells connections apart by nothing; 8 is usual"
+        )
     infos = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
     )

@@ -57,6 +57,7 @@ from .addresses import NetworkAddress, address_from_network
 from .client_side import ClientSide
 from .connection_ids import PeerConnectionIds
 from .contract import FRAME_HANDLERS, check_contract
+from .key_age import KeyAge
 from .negotiation import Negotiation, close_with
 from .qlog import encode_frame, log_event
 from .recovery import MigratingRecovery, NumberedWindow, PathEstimate
@@ -134,6 +135,7 @@ class Connection(Negotiation, StreamControl):
         self._received_is_newest = False
         self.peer_connection_ids = PeerConnectionIds(self)
         self._seal = Seal()
+        self._key_age = KeyAge()
         self._first_secrets: dict[tls.Direction, bytes] = {}
         if self._options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
@@ -611,6 +613,9 @@ class Connection(Negotiation, StreamControl):
         # Called for every 1-RTT packet after the handshake, before stream data is written
         if self._seal.holds_back(builder.packet_number):
             raise QuicPacketBuilderStop
+        phase = self._cryptos[_ONE_RTT].key_phase
+        if self._key_age.is_due(builder.packet_number, phase, space.largest_acked_packet):
+            self.request_key_update()
         super()._write_connection_limits(builder, space)
         side = self._client or self._server
         if side is not None:
