@@ -133,6 +133,16 @@ async def test_an_end_from_inside_is_told() -> None:
             await machine.run(["true"])
 
 
+@pytest.mark.timeout(BOOT_LIMIT + 100)
+async def test_by_a_clock_that_counts_the_same_work_takes_the_same_time() -> None:
+    skip_unless_made()
+    work = "import time; sum(range(3_000_000)); print(time.process_time())"
+    async with VirtualMachine(counts=True) as machine:
+        await machine.run(["python3", "-c", work])  # from now on its files are in memory
+        one, other = [float((await machine.run(["python3", "-c", work])).stdout) for _ in range(2)]
+    assert other == pytest.approx(one, rel=0.05)
+
+
 @pytest.mark.timeout(BOOT_LIMIT + 50)
 async def test_nothing_is_left_when_its_process_is_killed() -> None:
     skip_unless_made()
