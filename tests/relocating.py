@@ -31,6 +31,7 @@ from quicferry import (
     ServerMigration,
 )
 from quicferry.server import Phase
+from quicferry.transport import Connection
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 EXPLICIT = MigrationProtocol.EXPLICIT
@@ -116,6 +117,14 @@ async def one_deaf_client(
         name = (await server_side(server, deaf)).connection.stable_id
         link.drops_sent = lambda data, addr: True
         yield client, deaf, name, link
+
+
+class OlderClient(HttpClient):
+    """A client that does not know withdrawals, as the thesis's does not."""
+
+    def __init__(self, quic: Connection, **arguments: Any) -> None:
+        quic.knows_withdrawals = False
+        super().__init__(quic, **arguments)
 
 
 class StockClient(QuicConnectionProtocol):

@@ -111,11 +111,21 @@ async def test_people_are_told(cast: Stage) -> None:
 
 
 async def test_the_address_can_be_given(cast: Stage) -> None:
-    elsewhere = at("127.0.0.3", free_port("127.0.0.3"))
-    for client in [*cast.clients]:  # those of a pool go nowhere else
+    without_pool(cast)
+    await goes_elsewhere(cast)
+
+
+def without_pool(cast: Stage) -> None:
+    """Let those clients go that go nowhere but to the addresses of a pool."""
+    for client in [*cast.clients]:
         if client.protocol is MigrationProtocol.POOL_OF_ADDRESSES:
             cast.clients.remove(client)
             client.http.close()
+
+
+async def goes_elsewhere(cast: Stage) -> None:
+    """The server goes to an address that is not the agent's own."""
+    elsewhere = at("127.0.0.3", free_port("127.0.0.3"))
     migrate = await cast.migrate("--address", str(elsewhere), "--timeout", "1")
     await cast.agent.hears("Adopted", address=str(elsewhere))
     await cast.served_at(str(elsewhere))
@@ -215,6 +225,16 @@ async def test_it_can_be_called_off(cast: Stage, step: str, way: str) -> None:
     report = migrate.said[-1]
     assert (report["outcome"], report["reason"]) == ("rolled-back", "it was aborted")
     await cast.served_at(cast.source)
+
+
+@pytest.mark.parametrize("step", ["drain", "freeze", "transfer", "commit"])
+async def test_once_called_off_it_goes_anywhere(cast: Stage, step: str) -> None:
+    without_pool(cast)
+    migrate = await cast.rehearse(step)
+    migrate.signal(signal.SIGINT)
+    await ends(migrate, 1)
+    assert migrate.said[-1]["announced"] == {}
+    await goes_elsewhere(cast)
 
 
 async def test_a_server_goes_there_and_back_again(cast: Stage) -> None:

@@ -24,7 +24,6 @@ from relocating import (
     once_sent,
     only,
     pool,
-    relocate,
     under_load,
 )
 
@@ -116,17 +115,6 @@ async def test_named_connection_whose_pool_is_not_acknowledged() -> None:
             assert server.phase is Phase.SERVING
             link.mend()
             assert (await client.request("POST", "/", body=b"x")).body == b"x"
-
-
-async def test_another_announcement_after_an_abort() -> None:
-    port = free_port(*HOSTS)
-    async with served(port=port) as server, http_client(server) as client:
-        await server_side(server, client)
-        await server.imminent(EXPLICIT, at("127.0.0.2", port))
-        await server.abort()
-        with pytest.raises(RelocationError, match="INVALID_STATE"):
-            await server.imminent(EXPLICIT, at("127.0.0.3", port))
-        await relocate(server, at("127.0.0.2", port), EXPLICIT, at("127.0.0.2", port))
 
 
 async def test_wrong_destination_is_refused_and_can_be_corrected() -> None:

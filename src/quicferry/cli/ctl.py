@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -19,7 +20,12 @@ from quicferry.cli.help import Group
 from quicferry.cli.options import PROTOCOL_NAMES, json_option, qlog_logger, qlog_option
 from quicferry.cli.options import address as parse_address
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
-from quicferry.server import ManagementClient, management_directory
+from quicferry.server import (
+    ManagementClient,
+    ManagementError,
+    RelocationErrorCode,
+    management_directory,
+)
 
 AUTO = "auto"
 EXPLICIT = protocol_name(MigrationProtocol.EXPLICIT)
@@ -128,7 +134,8 @@ unready_option = click.option(
     type=click.Choice(["abort", "leave"]),
     default="abort",
     show_default=True,
-    help="What to do when connections are not ready: not to move, or to move without them.",
+    help="What to do when connections are not ready, or cannot go there: not to move, or to move "
+    "without them.",
 )
 timeout_option = click.option(
     "--timeout",
@@ -174,26 +181,40 @@ def ctl(ctx: click.Context, socket: Path | None) -> None:
     metavar="ID[=PROTOCOL]",
     help="Migrate only the connections named like this; the others are closed at the switch.",
 )
+@click.option(
+    "--elsewhere",
+    is_flag=True,
+    help="ADDRESS is one of another host, where the server will be carried: it is not tried here.",
+)
 @deadline_option
+@unready_option
 @_command
 async def imminent(
     session: Session,
     address: Address | None,
     protocol: str,
     connections: tuple[str, ...],
+    elsewhere: bool,
     deadline: float,
+    unready: str,
 ) -> None:
     """Prepare every connection for a move to ADDRESS.
 
-    Only Explicit needs ADDRESS. Answers when all are ready, or when the deadline has passed.
+    Only Explicit needs ADDRESS; if it is given, it is tried before any client is told. Answers when
+    all are ready, or when the deadline has passed.
     """
+    if elsewhere and address is None:
+        raise click.UsageError("--elsewhere needs ADDRESS")
     choice = _choice(protocol, address)
+    common: dict[str, Any] = {"deadline": deadline, "unready": unready}
+    if address is not None:
+        common["destination" if elsewhere else "bind"] = str(address)
     if connections:
         named = (name.partition("=") for name in connections)
         chosen = {name: {**choice, "protocol": own or protocol} for name, _, own in named}
-        result = await session.command("imminent", connections=chosen, deadline=deadline)
+        result = await session.command("imminent", connections=chosen, **common)
     else:
-        result = await session.command("imminent", **choice, deadline=deadline)
+        result = await session.command("imminent", **choice, **common)
     session.show(result, *_describe_preparation(result))
     if not result["ready"]:
         raise ControlError("not every connection is ready; abort, or switch --unready leave")
@@ -242,17 +263,29 @@ async def migrate(
 ) -> None:
     """Move the server to ADDRESS of its host: imminent, switch and wait in one.
 
-    To another process or host it is moved by `quicferry migrate`.
+    To another process or host it is moved by `quicferry migrate`. The address is tried before any
+    client is told. If the move fails or is interrupted (Ctrl-C), clients are told that the server
+    stays, and it can be moved anywhere else.
     """
-    preparation = await session.command("imminent", **_choice(protocol, address), deadline=deadline)
-    if not preparation["ready"] and unready == "abort":
-        await session.command("abort")
-        session.show({"imminent": preparation}, *_describe_preparation(preparation))
-        raise ControlError("not every connection got ready, so the server stays where it is")
+    # As Ctrl-C: whoever ends this command does not want a server that waits for its switch.
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT
+    )
+    choice = _choice(protocol, address)
     try:
+        preparation = await session.command(
+            "imminent", **choice, deadline=deadline, unready=unready, bind=str(address)
+        )
+    except asyncio.CancelledError:
+        await _give_up(session)
+        raise
+    try:
+        if not preparation["ready"] and unready == "abort":
+            session.show({"imminent": preparation}, *_describe_preparation(preparation))
+            raise ControlError("not every connection got ready, so the server stays where it is")
         relocation = await session.command("switch", address=str(address), unready=unready)
-    except QuicferryError:
-        await session.command("abort")
+    except (QuicferryError, asyncio.CancelledError):
+        await _give_up(session)
         raise
     completion = await session.command("wait", timeout=limit)
     session.show(
@@ -276,8 +309,12 @@ async def status(session: Session) -> None:
 @ctl.command()
 @_command
 async def abort(session: Session) -> None:
-    """Give up a move that was announced; every connection goes on as if nothing had happened."""
-    session.show(await session.command("abort"), "aborted")
+    """Give up a move that was announced; every connection goes on as if nothing had happened.
+
+    Clients are told that the server stays. Those that cannot be told are named.
+    """
+    result = await session.command("abort")
+    session.show(result, "aborted", *describe_announced(result.get("announced", {})))
 
 
 @ctl.command(examples=["quicferry ctl --socket /run/quicferry/site/server.sock resume"])
@@ -297,6 +334,27 @@ async def resume(session: Session) -> None:
 async def shutdown(session: Session) -> None:
     """Close all connections and end the server."""
     session.show(await session.command("shutdown"), "the server shuts down")
+
+
+async def _give_up(session: Session) -> None:
+    """Abort what was announced, and say who cannot be told."""
+    try:
+        result = await session.command("abort")
+    except ManagementError as exc:
+        if exc.code != RelocationErrorCode.NOT_PREPARED.name:  # it has been given up already
+            click.echo(str(exc), err=True)
+    else:
+        for line in describe_announced(result.get("announced", {})):
+            click.echo(line, err=True)
+
+
+def describe_announced(announced: dict[str, str]) -> list[str]:
+    """Return in words which clients expect a server elsewhere that has not moved."""
+    if not announced:
+        return []
+    lines = [f"  {name}  still expects the server at {each}" for name, each in announced.items()]
+    hint = "  (they cannot be told: move it there, wait until they have gone, or --unready leave)"
+    return [*lines, hint]
 
 
 def _choice(protocol: str, address: Address | None) -> dict[str, str]:
@@ -338,5 +396,8 @@ def _describe_status(result: dict[str, Any]) -> list[str]:
         negotiated = each["negotiated"]
         protocols = "no server migration" if negotiated is None else ",".join(negotiated) or "none"
         progress = each["progress"] or "-"
-        lines.append(f"  {each['id']}  {each['client']}  {progress}  {protocols}")
+        line = f"  {each['id']}  {each['client']}  {progress}  {protocols}"
+        if each["announced"] is not None:
+            line += f"  (told to expect the server at {each['announced']})"
+        lines.append(line)
     return lines

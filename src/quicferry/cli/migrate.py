@@ -14,7 +14,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from quicferry.cli.ctl import AUTO, DEFAULT_DEADLINE, DEFAULT_WAIT, SECONDS, find_socket
+from quicferry.cli.ctl import (
+    AUTO,
+    DEFAULT_DEADLINE,
+    DEFAULT_WAIT,
+    SECONDS,
+    describe_announced,
+    find_socket,
+)
 from quicferry.cli.engines import engine_option
 from quicferry.cli.enter import Enter
 from quicferry.cli.help import Command
@@ -72,8 +79,8 @@ class _SourceLost(click.ClickException):
     'with --step also {"event": "StepWaits", "step"}, with a container also '
     '{"event": "Transferred", "bytes", "sent", "total"}, and at the end the report: {"technique", '
     '"outcome", "source", "destination", "phases", '
-    '"failed_phase", "reason", "connections", "closed", "rejected", "silence", "bytes", '
-    '"followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
+    '"failed_phase", "reason", "connections", "closed", "rejected", "announced", "silence", '
+    '"bytes", "followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
 )
 @click.option(
     "--from",
@@ -398,6 +405,7 @@ def _describe(report: dict[str, Any]) -> list[str]:
             "the server may be silent: look at the container and its log"
             if "; then: " in report["reason"]
             else f"the server and its clients go on at {report['source']}",
+            *describe_announced(report["announced"]),
         ]
     if report["outcome"] == Outcome.GIVEN_UP.value:
         return [

@@ -70,6 +70,18 @@ class UdpEndpoint:
                 return lingering
         return UdpSocket.bind(address, beside=[self.socket, *self._lingering])
 
+    def check(self, address: Address) -> None:
+        """Find out whether `bind` is possible now; nothing is kept.
+
+        A socket that is bound beside a wildcard one, and not read, would swallow datagrams.
+
+        Raises:
+            BindError: As `bind`.
+        """
+        socket = self.bind(address)
+        if socket not in self._lingering:
+            socket.close()
+
     def switch_to(self, socket: UdpSocket) -> None:
         """Use a socket of `bind` from now on; the one used so far lingers."""
         handle = self._lingering.pop(socket, None)

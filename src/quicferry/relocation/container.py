@@ -181,6 +181,8 @@ class ContainerRelocation(Relocation):
             protocol=None if plan.protocol is None else protocol_name(plan.protocol),
             address=str(plan.address) if explicit else None,
             deadline=plan.deadline,
+            unready=plan.unready.value,
+            destination=str(plan.address),
         )
         if preparation["unready"] and plan.unready is Unready.ABORT:
             raise RelocationError(
@@ -286,6 +288,18 @@ class ContainerRelocation(Relocation):
     async def _abort_migration(self) -> None:
         with contextlib.suppress(QuicferryError):  # it has come to that by itself
             await self._command("abort")
+        if self._management is not None:
+            await self._note_announced(self._management)
+
+    async def _note_announced(self, management: ManagementClient) -> None:
+        """Note who still expects the server at the destination, for the report."""
+        with contextlib.suppress(ManagementError):
+            status = await management.command("status")
+            self._announced = {
+                each["id"]: each["announced"]
+                for each in status["connections"]
+                if each["announced"] is not None and each["state"] == "idle"
+            }
 
     async def _bring_back(self, command: str) -> None:
         """Let the container run, and the server in it serve.
@@ -308,6 +322,7 @@ class ContainerRelocation(Relocation):
                 # It had not fallen silent, and may have given the move up itself.
                 with contextlib.suppress(ManagementError):
                     await management.command("abort")
+            await self._note_announced(management)
 
     async def _leave(self) -> None:
         """Remove the container, once it is of no use any more, and say farewell."""

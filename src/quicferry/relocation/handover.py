@@ -131,7 +131,11 @@ class Handover(Relocation):
         self._has_announced = True
         try:
             preparation = await self._server.imminent(
-                plan.protocol, plan.address if explicit else None, deadline=plan.deadline
+                plan.protocol,
+                plan.address if explicit else None,
+                deadline=plan.deadline,
+                unready=plan.unready,
+                destination=plan.address,
             )
         except RelocationError as exc:
             self._has_announced = exc.code is RelocationErrorCode.ABORTED
@@ -141,7 +145,6 @@ class Handover(Relocation):
                 RelocationErrorCode.NOT_READY,
                 f"connections are not ready: {', '.join(preparation.unready)}",
             )
-        self._departure.check_destination(plan.address)
 
     async def _drain(self) -> None:
         try:
@@ -172,9 +175,11 @@ class Handover(Relocation):
 
     def _call_off(self) -> None:
         self._departure.call_off()
+        self._announced = self._server.still_announced()
 
     def _resume(self) -> None:
         self._departure.resume()
+        self._announced = self._server.still_announced()
 
     def _depart(self) -> tuple[str, ...]:
         return self._departure.depart(self._forward)

@@ -15,7 +15,13 @@ from typing import Any
 
 from quicferry.protocol import Address, MigrationErrorCode
 from quicferry.server import ManagementError, RelocationError, Server, Unready, fields
-from quicferry.server.commands import COMMANDS, Command, Commands, Fields
+from quicferry.server.commands import (
+    COMMANDS,
+    Command,
+    Commands,
+    Fields,
+    who_cannot_be_told,
+)
 from quicferry.server.fields import REQUIRED, Field, Json
 
 from .handover import Handover, HandoverPlan, Running
@@ -149,7 +155,7 @@ class HandoverCommands:
             await server.abort()
         elif not self._handover.abort("it was aborted"):
             raise ManagementError(TOO_LATE, "the handover cannot be aborted any more; see status")
-        return {}
+        return who_cannot_be_told(server)
 
     async def _status(self, server: Server, given: Fields) -> dict[str, Json]:
         handover, waits_for = self._handover, self._waits_for

@@ -120,6 +120,7 @@ class Relocation(ABC):
         self._connections: tuple[str, ...] = ()
         self._closed: tuple[str, ...] = ()
         self._rejected: tuple[str, ...] = ()
+        self._announced: dict[str, str] = {}
         self._size = 0
         self._followed: messages.Followed | None = None
         self._starting: messages.Starting | None = None
@@ -452,6 +453,7 @@ class Relocation(ABC):
             connections=self._connections if state is State.GONE else (),
             closed=self._closed,
             rejected=self._rejected,
+            announced=self._announced if state is State.BACK else {},
             started_at=started_at,
             owned_at=ended_at if state is State.GONE else None,
             silence=silence,

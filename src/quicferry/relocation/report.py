@@ -128,6 +128,8 @@ class RelocationReport:
         connections: The stable ids of the connections that were moved.
         closed: Those that were closed, because they could not come along.
         rejected: Requests that were reset, in words.
+        announced: Where clients still expect the server, by the stable ids of their connections,
+            although it has not moved: those that cannot be told.
         started_at: When it began, on the monotonic clock of the source's host (`time.monotonic`).
         owned_at: When the source knew that the destination owns the connections, by that clock;
             None if it never did.
@@ -148,6 +150,7 @@ class RelocationReport:
     connections: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
+    announced: dict[str, str] = field(default_factory=dict)
     started_at: float = 0.0
     owned_at: float | None = None
     silence: float = 0.0
@@ -169,6 +172,7 @@ class RelocationReport:
             "connections": list(self.connections),
             "closed": list(self.closed),
             "rejected": list(self.rejected),
+            "announced": dict(self.announced),
             "started_at": self.started_at,
             "owned_at": self.owned_at,
             "silence": self.silence,

@@ -14,7 +14,7 @@ from .errors import (
 )
 from .management import ManagementServer, default_management_path, management_directory
 from .management_client import ManagementClient
-from .relocator import Unready
+from .planning import Unready
 from .reports import (
     Completion,
     PhaseChanged,

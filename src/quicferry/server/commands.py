@@ -25,7 +25,8 @@ from quicferry.protocol import (
 from . import fields
 from .errors import ConfigurationError, ManagementError, RelocationError
 from .fields import BAD_REQUEST, LONGEST_WAIT, REQUIRED, Field, Json
-from .relocator import DEFAULT_DEADLINE, Unready
+from .planning import Unready
+from .relocator import DEFAULT_DEADLINE
 from .reports import ServerEvent
 from .server import Server
 
@@ -199,6 +200,9 @@ async def _imminent(server: Server, given: Fields) -> dict[str, Json]:
         given["address"],
         connections=given["connections"],
         deadline=given["deadline"],
+        unready=given["unready"],
+        destination=given["destination"],
+        bind=given["bind"],
     )
     return {
         "ready": preparation.is_ready,
@@ -240,7 +244,13 @@ async def _status(server: Server, given: Fields) -> dict[str, Json]:
 
 async def _abort(server: Server, given: Fields) -> dict[str, Json]:
     await server.abort()
-    return {}
+    return who_cannot_be_told(server)
+
+
+def who_cannot_be_told(server: Server) -> dict[str, Json]:
+    """Return the result of an abort: where clients still expect the server, if any do."""
+    announced = server.still_announced()
+    return {"announced": dict(announced)} if announced else {}
 
 
 async def _nothing(server: Server, given: Fields) -> dict[str, Json]:
@@ -254,6 +264,9 @@ COMMANDS: Commands = {
             "address": Field(fields.announced),
             "connections": Field(fields.connections),
             "deadline": Field(fields.seconds, DEFAULT_DEADLINE),
+            "unready": Field(fields.choice(Unready), Unready.ABORT),
+            "destination": Field(fields.address),
+            "bind": Field(fields.address),
         },
         _imminent,
     ),

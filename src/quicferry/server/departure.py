@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from quicferry.io import ConnectionProtocol, ConnectionRouter, Forward, forward_nowhere
-from quicferry.protocol import Address, MigrationProtocol, ServerMigration
+from quicferry.protocol import MigrationProtocol, ServerMigration
 from quicferry.transport import (
     NetworkAddress,
     SnapshotError,
@@ -74,14 +74,6 @@ class Departure:
         self._application = application
         self._calls = Calls() if application is None else application.calls
         self._frozen: dict[str, ConnectionProtocol] = {}
-
-    def check_destination(self, address: Address) -> None:
-        """Check that the clients will find the server at `address`.
-
-        Raises:
-            RelocationError: INVALID_ADDRESS if they will not.
-        """
-        self._relocator.check_destination(address)
 
     # What the other server has to be able to do
 

@@ -7,16 +7,23 @@ each connection for its obstacle, and only a plan that can be carried out is car
   the plan; but if there are connections that could migrate by another protocol and none by this
   one, the request is refused.
 - *Automatic* (no protocol given): each connection uses the first of Pool of Addresses, Explicit (if
-  an address was given), Synchronized Symmetric and Symmetric that it can use.
+  an address was given), Synchronized Symmetric and Symmetric that it can use. A client that cannot
+  be told of an abort, and surely hears a server from any address, uses Symmetric rather than what
+  would be left behind with it.
 - *Named connections*: each must be able to do what is asked of it. Those not named are closed at
   the switch.
 
 A connection whose pool is not acknowledged yet waits for that, unless it was named: a server that
 always has some client just connected could otherwise never be moved.
+
+A client that was told of a move which has not been, and that cannot be told so, expects the server
+at that address as long as it stays. It can be moved there by the same protocol, waited for, or left
+behind (`Unready`).
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -44,8 +51,24 @@ _PREFERENCE = (
     MigrationProtocol.SYNCHRONIZED_SYMMETRIC,
     MigrationProtocol.SYMMETRIC,
 )
+_LEAVING_NOTHING_BEHIND = (
+    MigrationProtocol.POOL_OF_ADDRESSES,
+    MigrationProtocol.SYMMETRIC,
+    MigrationProtocol.EXPLICIT,
+    MigrationProtocol.SYNCHRONIZED_SYMMETRIC,
+)
 _NOT_ACKNOWLEDGED = MigrationErrorCode.POOL_MIGRATION_ADDRESSES_NOT_ACKNOWLEDGED
 _NOT_NEGOTIATED = MigrationErrorCode.PROTOCOL_NOT_NEGOTIATED
+_MOST_NAMED = 10
+
+
+class Unready(enum.Enum):
+    """What to do with connections that are not ready, or cannot be moved as is asked for."""
+
+    ABORT = "abort"
+    """Give the migration up; every connection goes on as if nothing had happened."""
+    LEAVE = "leave"
+    """Go without them; they are closed."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,10 @@ class Situation:
 
 
 def plan_for_all(
-    situation: Situation, protocol: MigrationProtocol | None, address: Destination
+    situation: Situation,
+    protocol: MigrationProtocol | None,
+    address: Destination,
+    unready: Unready = Unready.ABORT,
 ) -> Plan:
     """Return the plan by which all connections migrate in the same way.
 
@@ -77,14 +103,18 @@ def plan_for_all(
     assignments: dict[str, Assignment] = {}
     waiting: set[str] = set()
     unable: dict[str, str] = {}
+    expecting: dict[str, str] = {}
     for name, connection in situation.connections.items():
         assignment, obstacle = _choose(connection, protocol, destination)
+        expected = _expected_elsewhere(connection, obstacle)
         if obstacle in (None, _NOT_ACKNOWLEDGED):
             assignments[name] = assignment
             if obstacle is not None:
                 waiting.add(name)
         elif obstacle is _NOT_NEGOTIATED:
             unable[name] = obstacle.name
+        elif expected is not None:
+            expecting[name] = expected
         else:
             raise RelocationError(obstacle, f"connection {name}: {obstacle.value}")
     could = [name for name in unable if situation.connections[name].negotiated]
@@ -94,10 +124,13 @@ def plan_for_all(
             "no connection has negotiated this protocol, but some could migrate by another; see "
             "status, or give no protocol",
         )
+    unable.update(_without(expecting, unready))
     return Plan(assignments, frozenset(waiting), unable)
 
 
-def plan_for_named(situation: Situation, choices: Mapping[str, Choice]) -> Plan:
+def plan_for_named(
+    situation: Situation, choices: Mapping[str, Choice], unready: Unready = Unready.ABORT
+) -> Plan:
     """Return the plan by which the named connections migrate, each in its own way.
 
     Raises:
@@ -105,6 +138,7 @@ def plan_for_named(situation: Situation, choices: Mapping[str, Choice]) -> Plan:
             nothing has happened.
     """
     assignments: dict[str, Assignment] = {}
+    expecting: dict[str, str] = {}
     for name, (protocol, address) in choices.items():
         if name in situation.handshaking:
             error = MigrationErrorCode.HANDSHAKE_NOT_FINISHED
@@ -115,11 +149,17 @@ def plan_for_named(situation: Situation, choices: Mapping[str, Choice]) -> Plan:
                 f"there is no connection {name!r}; see status for those that there are",
             )
         destination = _check_request(situation, protocol, address)
-        assignment, obstacle = _choose(situation.connections[name], protocol, destination)
-        if obstacle is not None:
+        connection = situation.connections[name]
+        assignment, obstacle = _choose(connection, protocol, destination)
+        expected = _expected_elsewhere(connection, obstacle)
+        if obstacle is None:
+            assignments[name] = assignment
+        elif expected is not None:
+            expecting[name] = expected
+        else:
             raise RelocationError(obstacle, f"connection {name}: {obstacle.value}")
-        assignments[name] = assignment
-    unable = {name: "NOT_NAMED" for name in situation.connections if name not in assignments}
+    unable = {name: "NOT_NAMED" for name in situation.connections if name not in choices}
+    unable.update(_without(expecting, unready))
     return Plan(assignments, frozenset(), unable)
 
 
@@ -149,6 +189,12 @@ def check_destination(
         if destination not in known:
             told = ", ".join(str(address) for address in known if address is not None)
             raise _invalid(f"clients expect the server at {told}, not at {destination}")
+
+
+def announced_to(connection: Connection) -> str | None:
+    """Return where a client was told that the server will be; ``unknown`` by no address."""
+    announcement = connection.announcement
+    return None if announcement is None else str(announcement.address or MigrationAddress())
 
 
 def _check_request(
@@ -194,7 +240,8 @@ def _choose(
     if protocol is not None:
         return _try(connection, protocol, address)
     attempts = []
-    for candidate in _PREFERENCE:
+    tells_all = connection.knows_withdrawals or not connection.hears_any_address
+    for candidate in _PREFERENCE if tells_all else _LEAVING_NOTHING_BEHIND:
         if candidate is MigrationProtocol.EXPLICIT and address is None:
             continue
         attempt = _try(connection, candidate, address)
@@ -213,6 +260,36 @@ def _try(
     own = address if protocol is MigrationProtocol.EXPLICIT else None
     assignment = Assignment(protocol, own)
     return assignment, connection.migration_obstacle(protocol, own)
+
+
+def _expected_elsewhere(connection: Connection, obstacle: MigrationErrorCode | None) -> str | None:
+    """Return where a client expects the server because of a former announcement, if that is it."""
+    expected = announced_to(connection)
+    if obstacle is not MigrationErrorCode.INVALID_STATE or expected is None:
+        return None
+    unknown = expected == str(MigrationAddress())
+    return "an unknown address (synchronized-symmetric)" if unknown else f"{expected} (explicit)"
+
+
+def _without(expecting: Mapping[str, str], unready: Unready) -> dict[str, str]:
+    """Return why the server goes without these connections.
+
+    Raises:
+        RelocationError: INVALID_STATE if it must not, with the names and what they expect.
+    """
+    if expecting and unready is Unready.ABORT:
+        each = [
+            f"connection {name} still expects the server at {x}" for name, x in expecting.items()
+        ]
+        more = f", and {len(each) - _MOST_NAMED} more" if len(each) > _MOST_NAMED else ""
+        raise RelocationError(
+            MigrationErrorCode.INVALID_STATE,
+            f"{'; '.join(each[:_MOST_NAMED])}{more}: so it was announced, and these clients cannot "
+            "be told that it will not be. Move the server there, wait until they have gone, or go "
+            "without them (--unready leave)",
+        )
+    code = MigrationErrorCode.INVALID_STATE.name
+    return {name: f"{code}: expects the server at {x}" for name, x in expecting.items()}
 
 
 def _invalid(detail: str) -> RelocationError:

@@ -8,7 +8,6 @@ here: `departure` and `arrival` do what lies between.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -38,6 +37,8 @@ from .planning import (
     Choice,
     Destination,
     Situation,
+    Unready,
+    announced_to,
     check_destination,
     plan_for_all,
     plan_for_named,
@@ -64,15 +65,6 @@ MIGRATED = "server migrated"
 
 DEFAULT_DEADLINE = 5.0
 """Seconds within which every connection should be ready."""
-
-
-class Unready(enum.Enum):
-    """What to do at the switch with connections that are not ready."""
-
-    ABORT = "abort"
-    """Give the migration up; every connection goes on as if nothing had happened."""
-    LEAVE = "leave"
-    """Go without them; they are closed."""
 
 
 class _Migration:
@@ -129,19 +121,30 @@ class Relocator:
         protocol: MigrationProtocol | None,
         address: Destination,
         connections: Mapping[str, Choice] | None,
+        *,
         deadline: float,
+        unready: Unready,
+        destination: Address | None,
+        bind: Address | None,
     ) -> Preparation:
         """Announce a migration; see `Server.imminent`."""
         if not deadline > 0:
             raise ConfigurationError("the deadline must be a positive number of seconds")
         if connections is None:
-            plan = plan_for_all(self._situation(), protocol, address)
+            plan = plan_for_all(self._situation(), protocol, address, unready)
         elif protocol is not None or address is not None:
             raise ConfigurationError(
                 "give one protocol and address for all connections, or one for each of the named"
             )
         else:
-            plan = plan_for_named(self._situation(), connections)
+            plan = plan_for_named(self._situation(), connections, unready)
+        self.sync.check_imminent()
+        # What can be known is looked at before any client is told.
+        for expected in (destination, bind):
+            if expected is not None:
+                self._check_destination(plan, expected)
+        if bind is not None:
+            self._check_bind(bind)
         return await asyncio.shield(self._begin(plan, deadline).prepared)
 
     async def switch(self, address: Address, unready: Unready) -> Relocation:
@@ -164,6 +167,15 @@ class Relocator:
         """Give the migration up; see `Server.abort`."""
         self._abort(RelocationError(RelocationErrorCode.ABORTED))
 
+    def still_announced(self) -> dict[str, str]:
+        """Return where clients expect the server without reason; see `Server.still_announced`."""
+        return {
+            name: expected
+            for name, protocol in self.connections().items()
+            if protocol.connection.migration_state == "idle"
+            and (expected := announced_to(protocol.connection)) is not None
+        }
+
     # Steps of a handover
 
     def check_destination(self, address: Address) -> None:
@@ -172,8 +184,7 @@ class Relocator:
         Raises:
             RelocationError: INVALID_ADDRESS if they will not.
         """
-        pool = self._options.pool if self._options is not None else ()
-        check_destination(self.sync.plan, self._situation().current, pool, address)
+        self._check_destination(self.sync.plan, address)
 
     def freeze(self) -> dict[str, ConnectionProtocol]:
         """Begin with the handover of the connections that are ready, and return them.
@@ -286,6 +297,21 @@ class Relocator:
             ],
         )
 
+    def _check_destination(self, plan: Plan, address: Address) -> None:
+        pool = self._options.pool if self._options is not None else ()
+        check_destination(plan, self._router.endpoint.address, pool, address)
+
+    def _check_bind(self, address: Address) -> None:
+        try:
+            self._router.endpoint.check(address)
+        except BindError as exc:
+            raise self._cannot_bind(exc) from exc
+
+    def _cannot_bind(self, error: BindError) -> RelocationError:
+        current = self._router.endpoint.address
+        detail = f"{error}; the server goes on at {current}"
+        return RelocationError(RelocationErrorCode.CANNOT_BIND, detail)
+
     def _begin(self, plan: Plan, deadline: float) -> _Migration:
         if self._may_not_begin:
             raise RelocationError(RelocationErrorCode.ABORTED, "the server is being closed")
@@ -315,9 +341,7 @@ class Relocator:
         try:
             socket = endpoint.bind(address)
         except BindError as exc:
-            raise RelocationError(
-                RelocationErrorCode.CANNOT_BIND, f"{exc}; the server goes on at {endpoint.address}"
-            ) from exc
+            raise self._cannot_bind(exc) from exc
         # From here on nothing can fail any more
         source = endpoint.address
         migration = self._migration

@@ -41,8 +41,8 @@ from .certificate import check_certificate
 from .departure import Departure, running_requests
 from .draining import Calls, RunningRequest
 from .errors import ConfigurationError
-from .planning import Choice, Destination
-from .relocator import DEFAULT_DEADLINE, Relocator, Unready
+from .planning import Choice, Destination, Unready, announced_to
+from .relocator import DEFAULT_DEADLINE, Relocator
 from .reports import Completion, Preparation, Relocation, RelocationEvent, ServerEvent
 from .suspension import Suspension
 from .synchronisation import Phase, Progress
@@ -124,6 +124,8 @@ class Server:
                     "negotiated": _names(protocol.negotiated),
                     "state": protocol.connection.migration_state,
                     "progress": progress[name].value if name in progress else None,
+                    "knows_withdrawals": protocol.connection.knows_withdrawals,
+                    "announced": announced_to(protocol.connection),
                 }
                 for name, protocol in self.connections.items()
             ],
@@ -140,6 +142,9 @@ class Server:
         *,
         connections: Mapping[str, Choice] | None = None,
         deadline: float = DEFAULT_DEADLINE,
+        unready: Unready = Unready.ABORT,
+        destination: Address | None = None,
+        bind: Address | None = None,
     ) -> Preparation:
         """Announce that the server will be moved, and wait until it is ready or out of time.
 
@@ -151,6 +156,12 @@ class Server:
             connections: Protocol and address of each connection that shall migrate, by stable id,
                 instead of the same for all; the others are closed at the switch.
             deadline: Seconds to wait until all are ready.
+            unready: What to do with clients that cannot be moved as is asked for, because they were
+                told of another move before and cannot be told that it will not be: refuse, or go
+                without them.
+            destination: Where the server will go, if that is known: whether its clients will find
+                it there is looked at before anything is announced.
+            bind: The same, for a move within this host: whether the address can be bound, too.
 
         Raises:
             RelocationError: If the request makes no sense, or cannot be met by a connection that
@@ -158,7 +169,15 @@ class Server:
                 meanwhile.
             ConfigurationError: If the arguments contradict each other.
         """
-        return await self._relocator.imminent(protocol, address, connections, deadline)
+        return await self._relocator.imminent(
+            protocol,
+            address,
+            connections,
+            deadline=deadline,
+            unready=unready,
+            destination=destination,
+            bind=bind,
+        )
 
     async def switch(self, address: Address, *, unready: Unready = Unready.ABORT) -> Relocation:
         """Move the server to `address` after it has prepared.
@@ -181,10 +200,21 @@ class Server:
     async def abort(self) -> None:
         """Give an announced migration up; every connection goes on as if nothing had happened.
 
+        Clients are told that the server stays. Those that cannot be told are in `still_announced`.
+
         Raises:
             RelocationError: If none has been announced, or the server has already moved.
         """
         self._relocator.abort()
+
+    def still_announced(self) -> dict[str, str]:
+        """Return who expects the server elsewhere, although no migration is under way.
+
+        Returns:
+            Where, by the stable ids of connections whose clients were told of a move that has been
+            given up, and cannot be told that.
+        """
+        return self._relocator.still_announced()
 
     async def wait_completed(self, within: float | None = None) -> Completion:
         """Wait until every connection has followed the server, or has ended.

@@ -293,6 +293,14 @@ class Synchronisation:
         """
         return self._step(Input.ABORT)
 
+    def check_imminent(self) -> None:
+        """Check that `imminent` is possible; nothing changes.
+
+        Raises:
+            RelocationError: As `imminent`.
+        """
+        self._check(Input.IMMINENT)
+
     def check_switch(self) -> None:
         """Check that `switch` is possible; nothing changes.
 

@@ -48,6 +48,7 @@ from quicferry.protocol import (
     MigrationProtocol,
     PeerError,
     ServerMigration,
+    ServerMigrationFrame,
     decode_frame,
     printable,
 )
@@ -164,6 +165,25 @@ class Connection(Negotiation, StreamControl):
         """The name of the state that the migration of this connection is in, in lower case."""
         side = self._client or self._server
         return side.machine.state.name.lower() if side is not None else "idle"
+
+    @property
+    def announcement(self) -> ServerMigrationFrame | None:
+        """What a server's client was told of a migration that has not been, and may believe."""
+        return None if self._server is None else self._server.machine.announcement
+
+    @property
+    def hears_any_address(self) -> bool:
+        """Whether the peer surely hears this side from an address that it does not know.
+
+        A NAT lets in only what comes from where something was sent to. There is none in front of a
+        peer on this host, or on this link.
+        """
+        peer = address_from_network(self.get_peer_address())
+        own = address_from_network(self.server_address)
+        if peer is None:
+            return False
+        host = peer.host
+        return host.is_loopback or host.is_link_local or (own is not None and own.host == host)
 
     @property
     def path_estimate(self) -> PathEstimate:
