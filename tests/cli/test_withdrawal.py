@@ -57,8 +57,8 @@ def client(server: RunningServer) -> Iterator[subprocess.Popen[bytes]]:
     assert read_json(process)["server"] == server.address
     yield process
     process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGINT)  # it closes its connection: the server need not wait
+    finish(process)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def older(server: RunningServer) -> Iterator[str]:
     assert process.stdout.readline() == b"connected\n"
     (connection,) = status_of(server)["connections"]
     yield connection["id"]
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGINT)
+    finish(process)
 
 
 def events_until_at(client: subprocess.Popen[bytes], address: str) -> list[str]:
