@@ -1,4 +1,4 @@
-"""What an application may do with `send` that servers have been known to get wrong."""
+"""What applications do with `send` and `receive` that servers have been known to get wrong."""
 
 from __future__ import annotations
 
@@ -209,3 +209,28 @@ async def test_cancelled_requests_leave_nothing_behind() -> None:
         bridge = protocol._bridge  # type: ignore[attr-defined]
         await asyncio.sleep(0)
         assert not bridge.streams
+
+
+async def test_every_receive_after_a_disconnect_is_told_of_it() -> None:
+    told: list[str] = []
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+
+        async def watch() -> None:
+            for _ in range(2):
+                while (message := await receive())["type"] == "http.request":
+                    pass
+                told.append(message["type"])
+
+        await begin(send)
+        await body(send, b"more follows")
+        await asyncio.gather(watch(), watch())
+        ended.set()
+
+    async with served(app) as server, http_client(server) as client:
+        async with client.stream("GET", "/") as response:
+            assert response.status == 200
+        await ended.wait()
+    assert told == ["http.disconnect"] * 4

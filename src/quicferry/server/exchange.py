@@ -155,15 +155,24 @@ class Exchange:
         if self.is_disconnected:
             return
 
+        receiving = asyncio.Lock()
+        last: ASGIReceiveEvent | None = None
+
         async def paced_receive() -> ASGIReceiveEvent:
+            nonlocal last
             if self.ask is not None:
                 self.ask()
                 self.ask = None
-            message = await receive()
-            if message["type"] == "http.request":
-                self._unread -= len(message["body"])
-                self._granted(self)
-            return message
+            async with receiving:
+                if last is not None:
+                    return last  # hypercorn says it once, and lets who asks again wait for good
+                message = await receive()
+                if message["type"] == "http.request":
+                    self._unread -= len(message["body"])
+                    self._granted(self)
+                elif message["type"] in ("http.disconnect", "websocket.disconnect"):
+                    last = message
+                return message
 
         async def allowed_send(message: ASGISendEvent) -> None:
             if message["type"] == "http.response.body" and not self._may_have_content:
