@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from aioquic.asyncio.server import serve as stock_serve
@@ -20,6 +21,7 @@ from loopback import (
 import quicferry
 from quicferry import BindError, ConnectionProtocol
 from quicferry.io import ConnectFailed
+from quicferry.protocol import ConnectionClosed
 from quicferry.server import load_pem
 
 
@@ -152,3 +154,35 @@ def _plain_server() -> QuicConfiguration:
     configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"])
     load_pem(configuration, *certificate())
     return configuration
+
+
+LONG = 1000.0
+"""Seconds of a probe timeout, which no test waits for."""
+
+
+async def test_a_client_that_has_all_does_not_wait_for_a_long_path() -> None:
+    async with served() as server:
+        async with http_client(server) as client:
+            events = client.migration_events()
+            assert (await client.request("POST", "/", body=b"all")).body == b"all"
+            side = await server_side(server, client)
+            recovery = client.connection._loss
+            patch.object(recovery, "get_probe_timeout", return_value=LONG).start()
+        assert [event async for event in events][-1:] == [ConnectionClosed(0x100, "")]
+        assert (await side.wait_lost()).error_code == 0x100
+
+
+async def test_a_server_that_still_sends_is_told_a_second_time() -> None:
+    link = Filter()
+    async with served() as server:
+        async with http_client(server, wrap_transport=link) as client:
+            side = await server_side(server, client)
+            async with client.stream("GET", "/bytes/100000000") as response:
+                await anext(aiter(response))
+                first = iter([True])
+                client.on_lost(
+                    lambda lost: setattr(link, "drops_sent", lambda data, addr: next(first, False))
+                )
+                client.close()
+        assert (await side.wait_lost()).error_code == 0x100
+        assert next(first, None) is None

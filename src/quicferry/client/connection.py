@@ -118,7 +118,7 @@ async def connect(
             yield protocol
         finally:
             protocol.close()
-            await protocol.wait_closed()
+            await protocol.wait_left()
 
 
 async def _resolve(host: str, port: int) -> NetworkAddress:

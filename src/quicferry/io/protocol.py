@@ -220,6 +220,20 @@ class ConnectionProtocol(QuicConnectionProtocol):
             lost = self.closed_by
             raise ConnectFailed(self.remote or "the peer", lost.error_code, lost.reason)
 
+    async def wait_left(self) -> None:
+        """Wait after `close` for as long as the socket is of any use.
+
+        Who closes it then need not wait for the end of the closing period, which takes seconds
+        where the path is long (RFC 9000 10.2). But a peer that is sending may have to be told a
+        second time that nobody listens any more.
+        """
+        if self.closed_by is not None and not self.connection.is_receiving:
+            ends_at = self._quic.get_timer()
+            if ends_at is not None:
+                self._quic.handle_timer(now=max(ends_at, self._loop.time()))
+                self.settle()
+        await self.wait_closed()
+
     async def wait_lost(self) -> ConnectionLost:
         """Wait until the connection has ended or is about to, and return why."""
         await self._lost.wait()

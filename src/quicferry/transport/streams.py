@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, stream_is_unidirectional
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -53,6 +53,14 @@ class StreamControl(QuicConnection):
     def stream_unpaced(self, stream_id: int) -> None:
         """Extend a stream's limit as data arrives again, as before the first `stream_consumed`."""
         self._consumed.pop(stream_id, None)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether there is a stream for both directions whose end the peer has not sent yet."""
+        return any(
+            not (stream_is_unidirectional(stream_id) or stream.receiver.is_finished)
+            for stream_id, stream in self._streams.items()
+        )
 
     def has_data_to_send(self) -> bool:
         """Return whether a packet sent now would carry something the peer has to acknowledge."""
