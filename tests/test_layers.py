@@ -39,7 +39,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "protocol": frozenset[str](),
     "transport": frozenset({"aioquic", "msgpack"}),
-    "io": frozenset({"aioquic"}),
+    "io": frozenset({"aioquic", "cryptography"}),
     "server": frozenset({"aioquic", "cryptography", "hypercorn"}),
     "client": frozenset({"aioquic"}),
     "relocation": frozenset({"cryptography", "zstandard"}),

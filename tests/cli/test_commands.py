@@ -167,15 +167,17 @@ def test_no_answer_is_a_timeout() -> None:
     assert b"within 0.5 s" in done.stderr
 
 
-def test_a_server_that_ends_is_a_lost_connection(server: RunningServer, tmp_path: Path) -> None:
-    client = start("fetch", server.url("/"), "--insecure", "--json", "--repeat", "1000000")
+def test_a_server_that_ends_is_looked_for_again(server: RunningServer) -> None:
+    client = start(
+        *("fetch", server.url("/"), "--insecure", "--json", "--repeat", "1000000"),
+        *("--interval", "0.05", "--timeout", "5"),
+    )
     read_json(client)
     assert server.ctl("shutdown").returncode == 0
     assert client.stdout is not None
-    client.stdout.read()
-    status, _, err = finish(client)
-    assert status == 56
-    assert b"Traceback" not in err
+    *_, last = client.stdout.read().splitlines()
+    assert json.loads(last)["event"] == "reconnecting"
+    assert finish(client)[0] in (7, 28)  # nobody listens there
 
 
 def test_unwritable_output(shared_server: RunningServer) -> None:
@@ -409,3 +411,37 @@ def test_socket_of_a_server_that_is_gone(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"gone.sock" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+# A server that is started again
+
+
+def test_a_client_of_a_server_that_was_killed_connects_again(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    first = start_server(tmp_path, "--key-file", key)
+    client = start(
+        *("fetch", first.url(), "--insecure", "--json", "--repeat", "1000000"),
+        *("--interval", "0.01", "--timeout", "25"),
+    )
+    read_json(client)
+    first.process.kill()
+    finish(first.process)
+    second = start_server(tmp_path, "--key-file", key, "--bind", first.address)
+    while (event := read_json(client))["event"] == "response":
+        pass
+    assert event["event"] == "reconnecting"
+    assert event["reason"].endswith("the server does not know this connection (any more)")
+    assert read_json(client)["status"] == 200
+    client.terminate()
+    finish(client)
+    assert finish(second.process)[0] == 0
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"x" * 64)
+    key.chmod(0o644)
+    done = run("serve", DEMO_APP, "--bind", "127.0.0.1:0", "--key-file", key)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(b"Error: other users may use the key file")

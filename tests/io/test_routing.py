@@ -16,10 +16,14 @@ import quicferry
 from quicferry.io import (
     AddressValidation,
     ConnectFailed,
+    ConnectionLost,
     ConnectionProtocol,
     ConnectionRouter,
     Handshakes,
+    StatelessReset,
 )
+
+SECRET = bytes(range(32))
 
 
 class Echo(ConnectionProtocol):
@@ -33,10 +37,10 @@ class Echo(ConnectionProtocol):
 class Running:
     """A router with an echo service, closed at the end of the context."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, port: int = 0, **arguments: Any) -> None:
         arguments.setdefault("configuration", server_configuration())
         self.router = ConnectionRouter(
-            at("127.0.0.1", 0), create_protocol=Echo, linger=0.2, **arguments
+            at("127.0.0.1", port), create_protocol=Echo, linger=0.2, **arguments
         )
         self.port = self.router.endpoint.address.port
 
@@ -144,13 +148,147 @@ async def test_retry() -> None:
         assert await echo(stock, b"validated") == b"validated"
 
 
-async def test_invalid_token() -> None:
+@pytest.mark.parametrize("size", [1, 12, 28, 100])
+async def test_a_token_of_another_server_counts_for_nothing(size: int) -> None:
     async with Running(validation=AddressValidation()) as running:
-        configuration = client_configuration(token=b"not a token of this server")
+        configuration = client_configuration(token=b"x" * size)
+        async with running.connect(configuration=configuration) as client:
+            assert await echo(client, b"validated") == b"validated"
+
+
+async def test_a_retry_token_of_no_use_ends_the_attempt() -> None:
+    """Its client has had a Retry packet, and takes no other one."""
+    validation = AddressValidation(SECRET)
+    async with Running(validation=validation) as running:
+        [retry] = await exchange(running.port, long_header(1, b"mycid000"), UNTIL)
+        header = pull_quic_header(Buffer(data=retry))
+        assert header.packet_type == QuicPacketType.RETRY
+        configuration = client_configuration(token=header.token)
         with pytest.raises(ConnectFailed) as caught:
             async with running.connect(configuration=configuration):
                 pass
         assert caught.value.error_code == QuicErrorCode.INVALID_TOKEN
+
+
+async def test_hosts_that_share_a_key_take_each_others_tokens() -> None:
+    """The Retry packet comes from one server, and what follows goes to another one."""
+    async with (
+        Running(validation=AddressValidation(SECRET)) as first,
+        Running(validation=AddressValidation(SECRET)) as second,
+    ):
+
+        class Moved(Filter):
+            retried = False
+
+            def send(self, data: bytes, addr: Any) -> None:
+                sock = first if not self.retried else second
+                self.inner.send(data, (addr[0], sock.port))
+
+            def deliver(self, data: bytes, addr: Any) -> None:
+                kind = pull_quic_header(Buffer(data=data), host_cid_length=8).packet_type
+                self.retried = self.retried or kind == QuicPacketType.RETRY
+                self.inner.deliver(data, (addr[0], first.port))
+
+        link = Moved()
+        async with first.connect(wrap_transport=link) as client:
+            assert await echo(client, b"validated") == b"validated"
+            assert link.retried
+            assert len(second.router.protocols) == 1
+            assert not first.router.protocols
+
+
+# Stateless reset
+
+
+async def test_a_client_of_a_server_that_was_killed_knows_at_once() -> None:
+    async with Running(resets=StatelessReset(SECRET)) as running, running.connect() as client:
+        assert await echo(client, b"before") == b"before"
+        running.router.close()  # as if it were killed: nobody is told
+        async with Running(running.port, resets=StatelessReset(SECRET)) as again:
+            ping = asyncio.create_task(client.ping())
+            lost = await client.wait_lost()
+            assert lost.reason.startswith("stateless reset")
+            with pytest.raises(ConnectionLost, match="stateless reset"):
+                await ping
+            async with again.connect() as another:
+                assert await echo(another, b"again") == b"again"
+
+
+async def test_a_server_with_another_key_ends_nothing() -> None:
+    async with Running(resets=StatelessReset(SECRET)) as running:
+        link = Filter()
+        got = asyncio.Event()
+        async with running.connect(wrap_transport=link) as client:
+            await client.ping()
+            running.router.close()
+
+            def received(data: bytes, addr: Any) -> bool:
+                got.set()
+                return False
+
+            link.drops_received = received
+            async with Running(running.port, resets=StatelessReset(bytes(32))):
+                ping = asyncio.create_task(client.ping())
+                await got.wait()
+                await asyncio.sleep(0)
+                assert client.closed_by is None
+            client.close()
+            await asyncio.gather(ping, return_exceptions=True)
+
+
+def unknown(cid: bytes, size: int = 50) -> bytes:
+    """A packet of a connection that nobody knows."""
+    return b"\x41" + cid + bytes(size - 1 - len(cid))
+
+
+async def test_what_is_answered_by_a_reset() -> None:
+    resets = StatelessReset(SECRET)
+    async with Running(resets=resets) as running:
+        address = ("127.0.0.1", running.port)
+        [answer] = await exchange(running.port, unknown(b"unknown0"), UNTIL)
+        assert answer[0] & 0xC0 == 0x40
+        assert answer.endswith(resets.token(address, b"unknown0"))
+        for datagram in (b"\x41", b"\x41short", unknown(b"unknown0", 21)):
+            assert await exchange(running.port, datagram, UNTIL) == []
+        running.router.handshakes = Handshakes.REFUSED  # it may be about to move
+        assert await exchange(running.port, unknown(b"unknown0"), UNTIL) == []
+        running.router.handshakes = Handshakes.ACCEPTED
+        running.router.endpoint.rebind(at("127.0.0.2", running.port))
+        assert await exchange(running.port, unknown(b"unknown0"), UNTIL) == []
+
+
+async def test_a_connection_that_was_given_away_is_not_reset() -> None:
+    async with Running(resets=StatelessReset(SECRET)) as running, running.connect() as client:
+        await client.ping()
+        [protocol] = running.router.protocols
+        running.router.forget(protocol)
+        for cid in protocol.connection.own_connection_ids:
+            assert await exchange(running.port, unknown(cid), UNTIL) == []
+
+
+async def test_nobody_else_can_end_a_connection_by_a_reset() -> None:
+    """Not by the tokens that another host has, nor from another address."""
+    resets = StatelessReset(SECRET)
+    async with (
+        Running(resets=resets) as running,
+        Running(resets=resets) as other,
+        running.connect() as client,
+    ):
+        await client.ping()
+        [protocol] = running.router.protocols
+        home, there = ("127.0.0.1", running.port), ("127.0.0.1", other.port)
+        ids = protocol.connection.own_connection_ids
+        for cid in ids:
+            [answer] = await exchange(other.port, unknown(cid), UNTIL)
+            assert answer.endswith(resets.token(there, cid))
+            client.receive(answer, home)
+            client.receive(bytes(30) + resets.token(home, cid), there)
+            client.settle()
+        assert await echo(client, b"lives") == b"lives"
+        for cid in ids:
+            client.receive(bytes(30) + resets.token(home, cid), home)
+            client.settle()
+        assert client.closed_by is not None
 
 
 async def test_refused_handshakes() -> None:

@@ -180,6 +180,21 @@ async def test_connections_without_requests_are_closed_at_once() -> None:
         await asyncio.gather(slow, end)
 
 
+async def test_a_client_that_is_gone_with_its_response_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("quicferry.server.bridge._SILENCE", 0.2)
+    app, link = Slow(), Filter()
+    async with served(app) as server, http_client(server, wrap_transport=link) as client:
+        slow = asyncio.create_task(client.request("GET", "/bytes/100000"))
+        await app.begun.wait()
+        link.cut()
+        app.may_end.set()
+        await server.close(LONG)
+        client.close()
+        await asyncio.gather(slow, return_exceptions=True)
+
+
 async def test_a_client_that_is_silent_does_not_keep_the_server() -> None:
     link = Filter()
     async with served(Slow()) as server, http_client(server, wrap_transport=link) as client:

@@ -169,6 +169,7 @@ async def _run(
                 linger=serving.linger,
                 grace=serving.grace,
                 startup_timeout=serving.startup_timeout,
+                key=serving.load_key(),
                 capacity=capacity,
             )
             await stack.enter_async_context(running)

@@ -7,7 +7,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +121,9 @@ class FetchOptions:
     "7 could not connect, 22 status 400 or above with --fail, 23 cannot write the output, "
     "28 timeout, 56 connection lost, 60 certificate refused, 77 --ca cannot be read.\n\n"
     'With --json: for each response a line {"event": "response", "url", "status", "headers", '
-    '"bytes", "seconds", "server"}, without -o also "body" or "body_base64", and a line for each '
-    "migration event.\n\n"
+    '"bytes", "seconds", "server"}, without -o also "body" or "body_base64", a line '
+    '{"event": "reconnecting", "reason"} when --repeat goes on on another connection, and a line '
+    "for each migration event.\n\n"
     "With SSLKEYLOGFILE=FILE in the environment, TLS secrets are appended to that file.",
 )
 @click.argument("url")
@@ -285,9 +286,9 @@ async def _fetch(options: FetchOptions, configuration: Configuration) -> None:
             else:
                 say_aside(f"* {describe_event(event)}")
 
-        def say_lost(reason: QuicferryError) -> None:
+        async def say_lost(reason: QuicferryError) -> None:
             if options.as_json:
-                output.say({"event": "reconnecting", "reason": str(reason)})
+                await output.tell({"event": "reconnecting", "reason": str(reason)})
             else:
                 say_aside(f"* {reason}; connecting again")
 
@@ -312,7 +313,7 @@ async def _repeat(
     options: FetchOptions,
     output: Output,
     limit: asyncio.Timeout,
-    say_lost: Callable[[QuicferryError], None],
+    say_lost: Callable[[QuicferryError], Awaitable[None]],
 ) -> int:
     """Ask so many times on one connection; return how often before the server has ended it."""
     loop = asyncio.get_running_loop()
@@ -322,14 +323,14 @@ async def _repeat(
             await asyncio.sleep(options.interval)
         limit.reschedule(loop.time() + options.timeout)
         if done and http.closed_by is not None:
-            say_lost(http.closed_by)
+            await say_lost(http.closed_by)
             return done
         try:
             await _exchange(http, options, output)
         except (ConnectionLost, RequestRejected) as exc:
             if not done or not _is_repeatable(exc, options, output):
                 raise
-            say_lost(exc)
+            await say_lost(exc)
             return done
     return count
 

@@ -104,6 +104,14 @@ class Output:
         if self._bodies is None:
             report |= _encode_body(bytes(self._kept))
             self._kept.clear()
+        await self.tell(report)
+
+    async def tell(self, report: dict[str, Any]) -> None:
+        """Report something now, and what waits to be reported before it.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
         self.say(report)
         if self._reports is not None:
             lines = b"".join(json.dumps(saying).encode() + b"\n" for saying in self._sayings)

@@ -84,6 +84,7 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 linger=serving.linger,
                 grace=serving.grace,
                 startup_timeout=serving.startup_timeout,
+                key=serving.load_key(),
             )
             server = await unless_stopped(starting, stop)
             if server is None:

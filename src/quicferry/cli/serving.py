@@ -37,6 +37,7 @@ from quicferry.server import (
     PhaseChanged,
     RelocationEvent,
     Server,
+    load_key,
     self_signed,
     working_memory,
 )
@@ -64,6 +65,7 @@ class Serving:
         socket: The path of the management socket; None for the default.
         migration: The choices about server migration; None where it is off.
         retry: Whether clients have to prove their address.
+        key_file: A file with what outlives the process; None for nothing.
         linger: Seconds for which a former address is listened at.
         startup_timeout: Seconds that the application has to start.
         grace: Seconds that running requests have to end when the program is to stop.
@@ -77,11 +79,20 @@ class Serving:
     socket: Path | None
     migration: ServerMigration | None
     retry: bool
+    key_file: Path | None
     linger: float
     startup_timeout: float
     grace: float
     until_eof: bool
     qlog: Path | None
+
+    def load_key(self) -> bytes | None:
+        """Return what is in the key file.
+
+        Raises:
+            ConfigurationError: If that cannot be used.
+        """
+        return None if self.key_file is None else load_key(self.key_file)
 
     @classmethod
     def of(
@@ -128,6 +139,13 @@ def serving_options(command: Command) -> Command:
             "--retry",
             is_flag=True,
             help="Validate client addresses with a Retry packet (RFC 9000 8.1.2).",
+        ),
+        click.option(
+            "--key-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Secret that outlives the process; made if missing. With it, clients learn at "
+            "once that a server was started anew (stateless reset, RFC 9000 10.3), and hosts that "
+            "share it take each other's --retry tokens.",
         ),
         click.option(
             "--linger",

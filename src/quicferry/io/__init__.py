@@ -5,7 +5,7 @@ from .errors import BindError, ConnectFailed, ConnectionLost
 from .link import ClientLink, DatagramLink, WrapTransport
 from .protocol import ConnectionProtocol, EventStream, Forward, forward_nowhere
 from .routing import Berth, ConnectionRouter, Handshakes
-from .stateless import AddressValidation
+from .stateless import AddressValidation, StatelessReset
 from .traces import QlogDirectory, TraceError
 from .udp import UdpSocket
 
@@ -24,6 +24,7 @@ __all__ = [
     "Forward",
     "Handshakes",
     "QlogDirectory",
+    "StatelessReset",
     "TraceError",
     "UdpEndpoint",
     "UdpSocket",

@@ -33,7 +33,12 @@ from quicferry.transport import Connection, NetworkAddress, SnapshotError, thaw
 
 from .endpoint import DEFAULT_LINGER, Received, UdpEndpoint
 from .protocol import ConnectionProtocol
-from .stateless import AddressValidation, answer_unknown_version, encode_initial_close
+from .stateless import (
+    AddressValidation,
+    StatelessReset,
+    answer_unknown_version,
+    encode_initial_close,
+)
 from .udp import Datagram, UdpSocket
 
 _LONG_HEADER = 0x80
@@ -84,6 +89,7 @@ class ConnectionRouter:
         session_ticket_handler: As in aioquic.
         validation: How the addresses of clients are validated before the handshake; None if they
             are not.
+        resets: How clients are told of connections that nobody knows; None if they are not.
         stream_handler: As in aioquic.
         linger: Seconds for which an address is still listened at after the server has left it.
 
@@ -106,6 +112,7 @@ class ConnectionRouter:
         session_ticket_fetcher: SessionTicketFetcher | None = None,
         session_ticket_handler: SessionTicketHandler | None = None,
         validation: AddressValidation | None = None,
+        resets: StatelessReset | None = None,
         stream_handler: QuicStreamHandler | None = None,
         linger: float = DEFAULT_LINGER,
     ) -> None:
@@ -114,6 +121,8 @@ class ConnectionRouter:
         self._session_ticket_fetcher = session_ticket_fetcher
         self._session_ticket_handler = session_ticket_handler
         self._validation = validation
+        self._resets = resets
+        self._given_away: set[bytes] = set()
         self._stream_handler = stream_handler
         self._loop = asyncio.get_running_loop()
         self._routes: dict[bytes, ConnectionProtocol] = {}
@@ -169,7 +178,8 @@ class ConnectionRouter:
         return protocol
 
     def forget(self, protocol: ConnectionProtocol) -> None:
-        """Route nothing to a connection any more."""
+        """Route nothing to a connection any more; it may live elsewhere."""
+        self._given_away.update(self._connection_ids.get(protocol, ()))
         self._terminated(protocol)
 
     def deliver(self, data: bytes, addr: NetworkAddress) -> None:
@@ -204,7 +214,10 @@ class ConnectionRouter:
     ) -> ConnectionProtocol | None:
         """Return the connection that a datagram belongs to; it may come into being here."""
         if data and not data[0] & _LONG_HEADER:
-            return self._routes.get(data[1 : 1 + self.configuration.connection_id_length])
+            cid = data[1 : 1 + self.configuration.connection_id_length]
+            if (protocol := self._routes.get(cid)) is None:
+                self._reset(socket, data, cid, addr, host)
+            return protocol
         answer = answer_unknown_version(data, self.configuration.supported_versions)
         if answer is not None:
             socket.send([(answer, addr)], host)
@@ -228,6 +241,26 @@ class ConnectionRouter:
             socket.send([(opened, addr)], host)
         return None
 
+    def _reset(
+        self, socket: UdpSocket, data: bytes, cid: bytes, addr: NetworkAddress, host: str | None
+    ) -> None:
+        """Tell a client that its connection is gone, if that is certain.
+
+        It is not while the server moves or connections are carried: then this socket may be one
+        that was left, or the connection may not have arrived yet.
+        """
+        if (
+            self._resets is None
+            or self.handshakes is Handshakes.REFUSED
+            or socket is not self.endpoint.socket
+            or len(cid) < self.configuration.connection_id_length
+            or cid in self._given_away
+        ):
+            return
+        answer = self._resets.answer(data, Berth(socket, host).local, cid)
+        if answer is not None:
+            socket.send([(answer, addr)], host)
+
     def _open(
         self, socket: UdpSocket, header: QuicHeader, addr: NetworkAddress, host: str | None
     ) -> ConnectionProtocol | bytes:
@@ -236,14 +269,13 @@ class ConnectionRouter:
             return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
         original_cid, retry_cid = header.destination_cid, None
         if self._validation is not None:
-            now = self._loop.time()
-            if not header.token:
-                return self._validation.challenge(header, addr, now)
             try:
-                original_cid = self._validation.original_destination(header, addr, now)
+                known = self._validation.original_destination(header, addr)
             except ValueError:
                 return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
-            retry_cid = header.destination_cid
+            if known is None:
+                return self._validation.challenge(header, addr)
+            original_cid, retry_cid = known, header.destination_cid
         connection = Connection(
             configuration=self.configuration,
             original_destination_connection_id=original_cid,
@@ -257,6 +289,8 @@ class ConnectionRouter:
         return protocol
 
     def _welcome(self, protocol: ConnectionProtocol, connection_ids: Iterable[bytes]) -> None:
+        if self._resets is not None:
+            protocol.connection.derive_reset_tokens(self._resets.token)
         protocol.follow_connection_ids(
             issued=partial(self._issued, protocol),
             retired=partial(self._retired, protocol),

@@ -248,6 +248,11 @@ class ClientMachine:
         """Whether a probe timeout would make the client look for its server."""
         return self.state is State.ANNOUNCED or (self.state is State.IDLE and bool(self._pool))
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no move is under way, and no other address is known where the server may be."""
+        return self.state is State.IDLE and not self.heeds_timeouts
+
     def path_answered(
         self,
         address: Address,

@@ -47,6 +47,7 @@ class Agent(BaseAgent):
         linger: As for `quicferry.serve`.
         grace: As for `quicferry.serve`.
         startup_timeout: As for `quicferry.serve`.
+        key: As for `quicferry.serve`.
         capacity: How many connections a server may have.
 
     Attributes:
@@ -66,6 +67,7 @@ class Agent(BaseAgent):
         linger: float = DEFAULT_LINGER,
         grace: float = 0.0,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
+        key: bytes | None = None,
         capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         check_certificate(configuration)
@@ -79,6 +81,7 @@ class Agent(BaseAgent):
         self._linger = linger
         self._grace = grace
         self.startup_timeout = startup_timeout
+        self._key = key
 
     def _is_offer(self, message: Message) -> bool:
         return isinstance(message, messages.Offer)
@@ -139,6 +142,7 @@ class Agent(BaseAgent):
             linger=self._linger,
             grace=self._grace,
             startup_timeout=self.startup_timeout,
+            key=self._key,
         )
 
     def adopted(self, server: Server) -> None:

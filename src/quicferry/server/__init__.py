@@ -12,6 +12,7 @@ from .errors import (
     RelocationError,
     RelocationErrorCode,
 )
+from .key_file import load_key
 from .management import ManagementServer, default_management_path, management_directory
 from .management_client import ManagementClient
 from .planning import Unready
@@ -56,6 +57,7 @@ __all__ = [
     "check_certificate",
     "default_management_path",
     "host_certificate",
+    "load_key",
     "load_pem",
     "management_directory",
     "self_signed",

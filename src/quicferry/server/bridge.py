@@ -24,8 +24,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from wsgiref.handlers import format_date_time
@@ -78,6 +76,9 @@ LOW_WATER = HIGH_WATER // 2
 
 DRAIN_WATER = 8 << 20
 """The same while requests are brought to their end: what is not sent is carried along."""
+
+_SILENCE = 3.0
+"""Seconds without an acknowledgement after which a client is taken to be gone at the end."""
 
 _PTOS = 3
 """Probe timeouts for which a closing connection lingers (RFC 9000 10.2)."""
@@ -413,18 +414,25 @@ class AsgiBridge(H3Protocol):
     async def wait_delivered(self) -> None:
         """Wait until no request is running, and the client has the end of every response.
 
-        What else was said to it may take no longer than a closing connection lingers.
+        A client that acknowledges nothing any more is given up. What else was said to it may take
+        no longer than a closing connection lingers.
         """
         await self.idle.wait()
-        await self._until_news(lambda: not self._quic.has_undelivered(control=False))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PTOS * self._quic.path_estimate.probe_timeout):
-                await self._until_news(lambda: not self._quic.has_undelivered(control=True))
+        await self._until_delivered(_SILENCE, control=False)
+        probe_timeout = self._quic.path_estimate.probe_timeout
+        await self._until_delivered(_PTOS * probe_timeout, control=True)
 
-    async def _until_news(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
-            self._news.clear()
-            await self._news.wait()
+    async def _until_delivered(self, patience: float, *, control: bool) -> None:
+        """Wait until all is acknowledged, or none of what is in flight for `patience` seconds."""
+        while left := self._quic.undelivered(control=control):
+            try:
+                async with asyncio.timeout(patience):
+                    while self._quic.undelivered(control=control) == left:
+                        self._news.clear()
+                        await self._news.wait()
+            except TimeoutError:
+                if control or self._quic.path_estimate.bytes_in_flight:
+                    return
 
     async def wait_running(self) -> None:
         """Wait until those requests are done that are running now."""

@@ -30,6 +30,7 @@ from quicferry.io import (
     ConnectionRouter,
     EventStream,
     Handshakes,
+    StatelessReset,
 )
 from quicferry.protocol import Address, MigrationProtocol, protocol_name
 from quicferry.transport import address_from_network
@@ -339,6 +340,7 @@ async def serve(
     linger: float = DEFAULT_LINGER,
     grace: float = 0.0,
     startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
+    key: bytes | None = None,
 ) -> Server:
     """Start a QUIC server.
 
@@ -357,6 +359,9 @@ async def serve(
         linger: Seconds for which an address is still listened at after a switch to another.
         grace: Seconds that running requests have to come to their end when the server is closed.
         startup_timeout: Seconds that the application has to start.
+        key: At least 32 secret bytes that outlive the process (`load_key`). With them, clients are
+            told by a stateless reset of connections that an earlier process had (RFC 9000 10.3),
+            and Retry tokens of other processes with the same key are taken.
 
     Raises:
         BindError: If the address cannot be bound.
@@ -390,7 +395,8 @@ async def serve(
             create_protocol=create_protocol,
             session_ticket_fetcher=session_ticket_fetcher,
             session_ticket_handler=session_ticket_handler,
-            validation=AddressValidation() if retry else None,
+            validation=AddressValidation(key) if retry else None,
+            resets=None if key is None else StatelessReset(key),
             stream_handler=stream_handler,
             linger=linger,
         )

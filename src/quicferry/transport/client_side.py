@@ -112,6 +112,16 @@ class ClientSide:
         )
         return min((at for at in times if at is not None), default=None)
 
+    @property
+    def home(self) -> NetworkAddress:
+        """Where the server was last known to be."""
+        return self._paths.home.addr
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the server is at home, and cannot be anywhere else as far as it has told."""
+        return self._paths.home is self._paths.in_use and self.machine.is_settled
+
     # Inputs
 
     def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:

@@ -7,8 +7,9 @@ out by `ClientSide` and `ServerSide`.
 
 from __future__ import annotations
 
+import hmac
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from aioquic import tls
@@ -76,6 +77,9 @@ _ONE_RTT_ONLY = EPOCHS("1")
 # Bytes of a packet with an acknowledgement, a challenge and a word about the server's move
 _CHALLENGE_AND_MORE = 120
 
+_SMALLEST_RESET = 21
+"""Bytes: a smaller datagram is no stateless reset (RFC 9000 10.3)."""
+
 
 class Connection(Negotiation, StreamControl):
     """A QUIC connection whose server may move.
@@ -137,6 +141,8 @@ class Connection(Negotiation, StreamControl):
         self.peer_connection_ids = PeerConnectionIds(self)
         self._seal = Seal()
         self._key_age = KeyAge()
+        self._derive_reset_token: Callable[[NetworkAddress, bytes], bytes] | None = None
+        self._resettable_home: NetworkAddress = None
         self._first_secrets: dict[tls.Direction, bytes] = {}
         if self._options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
@@ -151,6 +157,28 @@ class Connection(Negotiation, StreamControl):
         handlers = getattr(self, FRAME_HANDLERS)
         for frame_type in FrameType:
             handlers[int(frame_type)] = (self._handle_migration_frame, _ONE_RTT_ONLY)
+
+    def derive_reset_tokens(self, derive: Callable[[NetworkAddress, bytes], bytes]) -> None:
+        """Give connection IDs of a server reset tokens that can be made again (RFC 9000 10.3.2).
+
+        Those that were issued already keep theirs, except for that of a new connection.
+
+        Args:
+            derive: Returns the token of a connection ID that is issued at a local address.
+        """
+        self._derive_reset_token = derive
+        if not self._handshake_complete:
+            self._give_reset_tokens(self._host_cids)
+
+    def _give_reset_tokens(self, connection_ids: Sequence[QuicConnectionId]) -> None:
+        if self._derive_reset_token is not None and self.server_address is not None:
+            for each in connection_ids:
+                each.stateless_reset_token = self._derive_reset_token(self.server_address, each.cid)
+
+    def _replenish_connection_ids(self) -> None:
+        before = len(self._host_cids)
+        super()._replenish_connection_ids()
+        self._give_reset_tokens(self._host_cids[before:])
 
     def change_connection_id(self) -> None:
         """Switch to the next connection ID of the peer, as in aioquic."""
@@ -390,10 +418,13 @@ class Connection(Negotiation, StreamControl):
         """
         if self._seal.is_shut:
             return
-        if self._options is None:
+        if self._is_client and self._is_stateless_reset(data, addr):
+            self._end_by_reset(now)
+        elif self._options is None:
             super().receive_datagram(data, addr, now)
         elif self._is_client:
             self._receive_as_client(data, addr, now)
+            self._forget_reset_tokens_of_former_home()
         else:
             super().receive_datagram(data, addr, now)
             self._detect_client_migration()
@@ -447,6 +478,44 @@ class Connection(Negotiation, StreamControl):
         except CryptoError:
             return None
         return number, payload
+
+    # Stateless reset (RFC 9000 10.3)
+
+    def _is_stateless_reset(self, data: bytes, addr: NetworkAddress) -> bool:
+        """Whether a datagram says that the server does not know this connection.
+
+        Only the server's own address can say so. Where the server may be about to move, or may be
+        at another address already, nobody can: the connection may live where it is not looked for.
+        """
+        token = self._peer_cid.stateless_reset_token
+        return (
+            bool(token)
+            and len(data) >= _SMALLEST_RESET
+            and not data[0] & 0x80
+            and self._state not in END_STATES
+            and self._network_paths[0].addr == addr
+            and hmac.compare_digest(data[-len(token) :], token)
+            and (self._client is None or self._client.is_settled)
+        )
+
+    def _end_by_reset(self, now: float) -> None:
+        reason = "stateless reset: the server does not know this connection (any more)"
+        self._close_event = quic_events.ConnectionTerminated(
+            QuicErrorCode.NO_ERROR, QuicFrameType.PADDING, reason
+        )
+        self._close_begin(is_initiator=False, now=now)
+
+    def _forget_reset_tokens_of_former_home(self) -> None:
+        """Obey no token that was issued before the server has moved.
+
+        The host that it has left, or another one there, could be made to tell it (RFC 9000 21.11).
+        """
+        home = None if self._client is None else self._client.home
+        if home != self._resettable_home:
+            if self._resettable_home is not None:
+                for each in (self._peer_cid, *self._peer_cid_available):
+                    each.stateless_reset_token = b""
+            self._resettable_home = home
 
     def _start_client_side(self) -> None:
         home = address_from_network(self._network_paths[0].addr)

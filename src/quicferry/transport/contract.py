@@ -24,14 +24,15 @@ FRAME_HANDLERS = "_QuicConnection__frame_handlers"
 
 _CONNECTION = """
     _configuration _logger _on_new_connection_id_delivery _send_probe _state
-    _abandon_path_validation _add_network_path _close_at _close_end _close_event _close_pending
-    _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
+    _abandon_path_validation _add_network_path _close_at _close_begin _close_end _close_event
+    _close_pending _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
     _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
     _initialize _is_client _local_active_connection_id_limit _local_initial_source_connection_id
     _loss _loss_at
     _max_datagram_size _network_paths _on_path_challenge_delivery _packet_number
     _parse_transport_parameters _payload_received _peer_cid _peer_cid_available _ping_pending
-    _probe_pending _quic_logger _remote_max_data _remote_max_data_used _retire_connection_ids
+    _probe_pending _quic_logger _remote_max_data _remote_max_data_used _replenish_connection_ids
+    _retire_connection_ids
     _retire_peer_cid _serialize_transport_parameters _spaces _spin_bit _streams _streams_queue
     _version _write_connection_limits _write_path_challenge_frame _write_path_response_frame
     _write_ping_frame _write_stream_limits

@@ -86,20 +86,25 @@ class StreamControl(QuicConnection):
         """The first bidirectional stream that the peer has not opened yet."""
         return int(4 * self._local_max_streams_bidi.used)
 
-    def has_undelivered(self, *, control: bool) -> bool:
-        """Return whether the peer has not acknowledged all that was written to the streams.
+    def undelivered(self, *, control: bool) -> int:
+        """Return how much of what was written to the streams the peer has not acknowledged.
 
         Args:
-            control: Whether those count that are open as long as the connection.
+            control: Whether streams count that are open as long as the connection.
+
+        Returns:
+            The bytes, and one for the end of each stream.
         """
-        return any(
-            not stream.sender.is_finished
+        senders = [stream.sender for stream in self._streams.values()]
+        return sum(
+            len(sender._buffer) + 1 if sender._reset_error_code is None else 1
+            for sender in senders
+            if not sender.is_finished
             and (
-                stream.sender._buffer_fin is not None
-                or stream.sender._reset_error_code is not None
-                or bool(control and stream.sender._buffer)
+                sender._buffer_fin is not None
+                or sender._reset_error_code is not None
+                or (control and sender._buffer)
             )
-            for stream in self._streams.values()
         )
 
     # Overridden from aioquic
