@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from driven import (
@@ -34,6 +35,7 @@ from quicferry.protocol import (
     PoolAddressReceived,
     Scheduler,
     ServerMigration,
+    ServerMigrationFrame,
     refusal,
 )
 from quicferry.protocol.client import (
@@ -103,7 +105,9 @@ def test_client(
     assert len(received_events) == len(set(received_events))
 
 
-sent = st.sampled_from([announced(AWAY), announced(THIRD), UNKNOWN, MIGRATED, pooled(AWAY)])
+sent = st.sampled_from(
+    [announced(AWAY), announced(THIRD), announced(HOME), UNKNOWN, MIGRATED, pooled(AWAY)]
+)
 protocols = st.integers(0, 15).map(MigrationProtocol)
 calls = (
     st.tuples(st.just("imminent"), protocols, st.none() | addresses)
@@ -112,11 +116,12 @@ calls = (
 )
 
 
-@given(protocols, st.booleans(), st.booleans(), st.lists(calls, max_size=30))
+@given(protocols, st.booleans(), st.booleans(), st.booleans(), st.lists(calls, max_size=30))
 def test_server(
     negotiated: MigrationProtocol,
     with_pool: bool,
     connection_ids: bool,
+    can_withdraw: bool,
     sequence: list[tuple[Any, ...]],
 ) -> None:
     """Only MigrationError comes out; nothing is switched that was not ready, or completed twice."""
@@ -126,6 +131,7 @@ def test_server(
         options=ServerMigration(pool=pool),
         connection_ids=connection_ids,
         acknowledge_pool=False,
+        can_withdraw=can_withdraw,
     )
     for kind, *arguments in sequence:
         with suppress(MigrationError):
@@ -136,6 +142,11 @@ def test_server(
     assert completed <= switched <= ready
     assert switched - completed == (server.state == "SWITCHED")
     assert not ready or connection_ids
+    assert can_withdraw or announced(HOME) not in server.frames
+    # Between two announcements that differ the client has acknowledged that it forgot the first.
+    told = [frame for frame in server.frames if isinstance(frame, ServerMigrationFrame)]
+    for before, after in pairwise(told):
+        assert switched or before == after or announced(HOME) in (before, after)
     for event in server.events:
         if isinstance(event, MigrationReady):
             assert event.protocol & negotiated

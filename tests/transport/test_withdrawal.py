@@ -37,6 +37,7 @@ from quicferry.protocol import (
     ServerMigration,
     WithdrawalAcknowledged,
 )
+from quicferry.transport import activate, commit, freeze, resume_after_freeze, thaw
 
 HOME6: SimulatedAddress = ("2001:db8::1", 4433, 0, 0)
 AWAY6: SimulatedAddress = ("2001:db8::2", 4433, 0, 0)
@@ -356,3 +357,56 @@ def test_a_client_with_a_pool_takes_a_withdrawal_for_a_violation() -> None:
         inject(it, server_migration(HOME))
         it.network.run_for(1)
         assert error_code(it.client) == QuicErrorCode.PROTOCOL_VIOLATION
+
+
+# Carried to another host, or back from a freeze
+
+
+def thaw_in_place(it: Pair) -> None:
+    """Let a copy of the server's connection live in its place."""
+    source = it.server.migrating
+    it.server.flush()
+    data = freeze(source, now=it.network.now)
+    copy = thaw(data, configuration=source.configuration, now=it.network.now)
+    activate(copy, now=it.network.now)
+    commit(copy)
+    it.server.connection = copy
+    it.server.flush()
+
+
+@pytest.mark.parametrize("following", [None, EXPLICIT, SYMMETRIC])
+@ANNOUNCING
+def test_a_copy_goes_on_with_the_withdrawal(
+    protocol: MigrationProtocol, following: MigrationProtocol | None
+) -> None:
+    """What was in flight at the freeze is given up for lost, and sent again by the copy."""
+    with announced(protocol) as (it, _):
+        abort(it)
+        if following is not None:
+            begin(it, following, THIRD)
+        thaw_in_place(it)
+        assert it.server.migrating.knows_withdrawals
+        if following is None:
+            wait_until_idle(it)
+            it.imminent(EXPLICIT, THIRD)
+        it.network.run_until(
+            lambda: it.server.migrating.migration_state == "ready", limit=10, what="readiness"
+        )
+        assert len(events_of(it.server, WithdrawalAcknowledged)) == 1
+        it.relocate(THIRD)
+        assert_works(it, THIRD)
+
+
+@ANNOUNCING
+def test_a_server_that_resumes_after_a_freeze_withdraws(protocol: MigrationProtocol) -> None:
+    """The connection goes on behind a jump of its packet numbers."""
+    with announced(protocol) as (it, _):
+        it.server.flush()
+        freeze(it.server.migrating, now=it.network.now)
+        it.network.run_for(0.3)
+        resume_after_freeze(it.server.migrating, now=it.network.now)
+        abort(it)
+        it.exchange()
+        it.network.run_for(0.5)
+        assert_withdrawn(it, protocol)
+        assert_works(it, HOME)
