@@ -45,10 +45,14 @@ class Hosts:
         return at(DESTINATION, self.server.address.port)
 
     def handover(
-        self, gate: Gate | None = None, port: int | None = None, **choices: Any
+        self,
+        gate: Gate | None = None,
+        port: int | None = None,
+        to: Address | None = None,
+        **choices: Any,
     ) -> Handover:
         port = port or self.agent.address.port
-        plan = HandoverPlan(DESTINATION, port, self.destination, **choices)
+        plan = HandoverPlan(DESTINATION, port, to or self.destination, **choices)
         identity = Identity.load(self.identities[SOURCE])
         return Handover(self.server, APPLICATION, plan, identity, tell=self.told.append, gate=gate)
 

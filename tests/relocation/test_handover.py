@@ -24,6 +24,7 @@ from loopback import (
     server_configuration,
     server_side,
 )
+from relocating import OlderClient
 from relocation.agents import APPLICATION, DESTINATION, SOURCE, Hosts, Relay, agent_at, two_hosts
 from traces import names, read_trace
 
@@ -492,6 +493,41 @@ async def test_connections_that_are_not_ready_keep_the_server(tmp_path: Path) ->
         assert f"not ready: {name}" in report.reason
         assert report.failed_step is Step.IMMINENT
         await goes_on_at_the_source(hosts, client, report)
+
+
+@pytest.mark.parametrize("step", [Step.DRAIN, Step.FREEZE, Step.TRANSFER, Step.COMMIT])
+async def test_who_cannot_be_told_that_the_server_stays_is_in_the_report(
+    tmp_path: Path, step: Step
+) -> None:
+    """It stands in the way of another address, and of nothing if it is left behind."""
+    explicit = client_configuration(ClientMigration(protocols=MigrationProtocol.EXPLICIT))
+    async with (
+        two_hosts(tmp_path) as hosts,
+        http_client(hosts.server, configuration=explicit, create_protocol=OlderClient) as older,
+        http_client(hosts.server, configuration=explicit) as client,
+    ):
+        await server_side(hosts.server, client)
+        name = (await server_side(hosts.server, older)).connection.stable_id
+        stop = Stop(step)
+        handover = hosts.handover(stop)
+        running = asyncio.create_task(handover.run())
+        await stop.reached.wait()
+        assert handover.abort("changed our mind")
+        report = await running
+        await goes_on_at_the_source(hosts, client, report)
+        assert report.announced == {name: str(hosts.destination)}
+        assert (await older.request("POST", "/echo", body=b"on")).body == b"on"
+
+        elsewhere = at("127.0.0.3", free_port("127.0.0.3"))
+        report = await hosts.hand_over(to=elsewhere)
+        assert report.outcome is Outcome.ROLLED_BACK
+        for word in ("INVALID_STATE", name, str(hosts.destination), "--unready leave"):
+            assert word in report.reason
+        report = await hosts.hand_over(to=elsewhere, unready=Unready.LEAVE, follow=0.0)
+        assert report.outcome is Outcome.COMMITTED, report.reason
+        assert report.closed == (name,)
+        assert (await client.request("POST", "/echo", body=b"there")).body == b"there"
+        assert client.server_address == elsewhere
 
 
 async def test_connections_that_are_not_ready_can_be_left(tmp_path: Path) -> None:
