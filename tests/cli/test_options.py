@@ -16,6 +16,7 @@ import pytest
 from cli.all_commands import GROUPS, LEAVES
 
 import quicferry
+from quicferry.cli.options import Number
 
 SOURCE = Path(quicferry.__file__).parent
 TRACED = {"serve", "fetch", "demo", "agent run"}
@@ -84,6 +85,13 @@ def has(option: str) -> set[str]:
 
 def test_traces_where_there_is_something_to_trace() -> None:
     assert has("--qlog") == TRACED | CONTROL
+
+
+def test_numbers_are_finite() -> None:
+    for path, command in LEAVES.items():
+        for parameter in command.params:
+            if isinstance(parameter.type, click.types.FloatParamType):
+                assert isinstance(parameter.type, Number), (path, parameter.name)
 
 
 def test_every_command_says_how_much_it_logs() -> None:

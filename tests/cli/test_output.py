@@ -114,3 +114,12 @@ def test_a_server_that_cannot_say_that_it_listens(tmp_path: Path) -> None:
     assert status == 0
     assert b"cannot write standard output: No space left on device" in err
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("given", ["</dev/null", "<&-", "< empty"])
+def test_a_server_whose_input_is_at_its_end(tmp_path: Path, given: str) -> None:
+    (tmp_path / "empty").touch()
+    line = f"cd {tmp_path}; $Q serve {DEMO_APP} {' '.join(SERVING)} --socket s {given}"
+    done = shell(line)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '{"event": "stopped"}'

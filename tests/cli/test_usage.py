@@ -75,6 +75,15 @@ def test_help_teaches(path: tuple[str, ...]) -> None:
         (["demo", "--loss", "1:101"], "not between"),
         (["demo", "--plot", "moves.txt"], "must end in"),
         (["demo", "--technique", "magic"], "magic"),
+        (["demo", "--rtt", "inf"], "not between"),
+        (["demo", "--rtt", "nan"], "not between"),
+        (["demo", "--clients", "9" * 30], "not in the range"),
+        (["fetch", "https://a/", "--interval", "nan"], "not a finite number"),
+        (["fetch", "https://a/", "--timeout", "inf"], "not a finite number"),
+        (["ctl", "wait", "--timeout", "nan"], "not a finite number"),
+        (["fetch", "https://a/", "-o", "a\0b"], "NUL character"),
+        (["lab", "sweep", "--seeds", "1..99999999999999999999"], "more than 1,000,000 seeds"),
+        (["image", "app:app", "--user", "4294967295"], "not in the range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -123,7 +132,7 @@ def test_several_servers_to_choose_from(tmp_path: Path, monkeypatch: pytest.Monk
     assert "choose one with --socket" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["serve"], ["agent", "run"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["serve"], ["agent", "run"], ["image"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("certificate", "key", "message"),
     [

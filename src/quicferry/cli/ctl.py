@@ -17,7 +17,7 @@ import click
 from aioquic.quic.logger import QuicLoggerTrace
 
 from quicferry.cli.help import Group
-from quicferry.cli.options import PROTOCOL_NAMES, json_option, qlog_logger, qlog_option
+from quicferry.cli.options import PROTOCOL_NAMES, Number, json_option, qlog_logger, qlog_option
 from quicferry.cli.options import address as parse_address
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import (
@@ -29,7 +29,7 @@ from quicferry.server import (
 
 AUTO = "auto"
 EXPLICIT = protocol_name(MigrationProtocol.EXPLICIT)
-SECONDS = click.FloatRange(min=0, min_open=True, max=3600)
+SECONDS = Number(min=0, min_open=True, max=3600)
 DEFAULT_DEADLINE = 5.0
 DEFAULT_WAIT = 10.0
 

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from quicferry.cli.help import Command
-from quicferry.cli.options import qlog_option
+from quicferry.cli.options import Number, qlog_option
 from quicferry.lab.demo.display import Display, print_result
 from quicferry.lab.demo.orchestrator import run_demo
 from quicferry.lab.demo.results import DemoResult
@@ -33,13 +33,16 @@ from quicferry.protocol import Policy, Scheduler
 SMALLEST_MIX = len(PROTOCOL_NAMES) + 1
 PLOT_FORMATS = (".pdf", ".png", ".svg")
 STDOUT = "-"
+MOST_CLIENTS = 1000
+MOST_OF_A_PATH = 1e6
+"""Milliseconds, or Mbit/s."""
 KILLED = 128
 """Added to the number of a signal, it is the exit status that tells of it, as in a shell."""
 
 BeforeAfter = tuple[float, float]
 
 
-def before_after(*, maximum: float = float("inf")) -> Callable[[str], BeforeAfter]:
+def before_after(*, maximum: float = MOST_OF_A_PATH) -> Callable[[str], BeforeAfter]:
     """Return a parser of ``A`` or ``A:B``: numbers for the path before and after the move."""
 
     def parse(text: str) -> BeforeAfter:
@@ -98,10 +101,12 @@ def _check_suffix(ctx: click.Context, param: click.Parameter, value: Path | None
     show_default=True,
     help="In which order clients try the addresses of a pool.",
 )
-@click.option("--clients", type=click.IntRange(min=1), default=SMALLEST_MIX, show_default=True)
+@click.option(
+    "--clients", type=click.IntRange(1, MOST_CLIENTS), default=SMALLEST_MIX, show_default=True
+)
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0.5),
+    type=Number(min=0.5),
     default=10.0,
     show_default=True,
     help="Seconds of load.",

@@ -43,6 +43,12 @@ class Enter:
         return True
 
 
+async def input_ended() -> None:
+    """Wait for the end of standard input, whatever it is."""
+    while sys.stdin is not None and await _read(sys.stdin.fileno()):
+        pass
+
+
 async def _read(descriptor: int) -> bytes:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bytes] = loop.create_future()

@@ -20,6 +20,7 @@ from quicferry.cli.events import describe_event, encode_event
 from quicferry.cli.fetch_output import Output, OutputError, open_output
 from quicferry.cli.help import Command
 from quicferry.cli.options import (
+    Number,
     json_option,
     open_secrets_log,
     protocols_option,
@@ -160,7 +161,7 @@ class FetchOptions:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     show_default=True,
     help="Seconds between two requests of --repeat.",
@@ -188,7 +189,7 @@ class FetchOptions:
 @protocols_option
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=DEFAULT_TIMEOUT,
     show_default=True,
     help="Seconds that connecting, and each request, may take.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +20,17 @@ class _WithExamples(click.Command):
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments; with some a shell cannot call, and nothing has such a name."""
+        for each in args:
+            try:
+                has_nul = b"\0" in os.fsencode(each)
+            except UnicodeEncodeError:
+                raise click.UsageError("an argument has half a character in it", ctx) from None
+            if has_nul:
+                raise click.UsageError("an argument has a NUL character in it", ctx)
+        return super().parse_args(ctx, args)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the text, and then the examples, each on a line of its own."""

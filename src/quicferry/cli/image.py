@@ -23,10 +23,13 @@ from quicferry.relocation.image import (
     make_bundle,
     make_podman_image,
 )
+from quicferry.server import check_certificate
+from quicferry.transport import Configuration
 
 BUNDLE = "bundle"
 PODMAN = "podman"
 
+_LAST_USER = (1 << 32) - 2
 _OURS = frozenset({"bind", "certificate", "key", "socket", "until_eof"})
 """What `serve` may not be told after ``--``, because it is told already."""
 
@@ -126,7 +129,7 @@ class _Next:
 )
 @click.option(
     "--user",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, _LAST_USER),
     metavar="UID",
     help="User and group that the server runs as, by number.  [default: 61000, or 0 where root "
     "lacks CAP_SYS_RESOURCE, without which CRIU can move only root's processes]",
@@ -181,6 +184,10 @@ def _check_usage(app: str, options: tuple[str, ...], files: dict[str, Path | Non
         raise click.UsageError(f"APP must be module:attribute, for example app:app, not {app!r}")
     if (files["certificate"] is None) != (files["key"] is None):
         raise click.UsageError("--cert and --key belong together: give both or none")
+    if files["certificate"] is not None:
+        configuration = Configuration(is_client=False)
+        configuration.load_cert_chain(files["certificate"], files["key"])
+        check_certificate(configuration)
     root = click.get_current_context().find_root()
     context = click.Context(serve, root, info_name="serve")
     given, _, order = serve.make_parser(context).parse_args(list(options))

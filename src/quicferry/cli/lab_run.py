@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quicferry.cli.help import Command
-from quicferry.cli.options import lab_extra
+from quicferry.cli.options import Number, lab_extra
 from quicferry.cli.progress import RunsProgress
 from quicferry.lab.bench.report import as_json
 from quicferry.lab.containers.figures import has_soft_dirty
@@ -94,7 +94,7 @@ def _only(
 )
 @click.option(
     "--time-scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="What the hour of experiments 5 and 6, and the time between moves, is multiplied by.",

@@ -85,6 +85,9 @@ def both_paths(text: str) -> BothPaths:
     return values[0], values[-1]
 
 
+MOST_SEEDS = 1_000_000
+
+
 def seeds(text: str) -> tuple[int, ...]:
     """Parse whole numbers and ranges like ``1..100``, with commas between them."""
     found: list[int] = []
@@ -92,6 +95,8 @@ def seeds(text: str) -> tuple[int, ...]:
         first, dots, last = part.strip().partition(_RANGE)
         begin = whole(1)(first)
         end = whole(begin)(last) if dots else begin
+        if end - begin >= MOST_SEEDS:
+            raise click.BadParameter(f"{part} are more than {MOST_SEEDS:,} seeds")
         found.extend(range(begin, end + 1))
     return tuple(dict.fromkeys(found))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from quicferry.cli.help import Command, Group
+from quicferry.cli.options import Number
 from quicferry.lab import vm as machines
 
 _REPORT = "/tmp/report.xml"
@@ -54,7 +55,7 @@ def build() -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=300.0,
     show_default=True,
     help="Seconds that it may take, without the start of the virtual machine.",
@@ -78,7 +79,7 @@ def run(command: tuple[str, ...], limit: float) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=3600.0,
     show_default=True,
     help="Seconds that they may take, without the start of the virtual machine.",

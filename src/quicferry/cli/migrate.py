@@ -28,6 +28,7 @@ from quicferry.cli.help import Command
 from quicferry.cli.migrate_container import Choices, migrate_container
 from quicferry.cli.options import (
     PROTOCOL_NAMES,
+    Number,
     address,
     json_option,
     say_aside,
@@ -159,7 +160,7 @@ class _SourceLost(click.ClickException):
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(min=0, max=3600),
+    type=Number(min=0, max=3600),
     default=DEFAULT_DRAIN,
     show_default=True,
     help="Seconds that running requests have to come to their end.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol)
 LAB_LIBRARIES = ("dask", "distributed", "polars")
+
+
+class Number(click.FloatRange):
+    """A number of a range, as click has it, but a finite one: nobody waits for nan seconds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def address(text: str) -> Address:

@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 
 import click
 
+from quicferry.cli.enter import input_ended
 from quicferry.cli.events import describe_event
 from quicferry.cli.options import (
+    Number,
     json_option,
     open_secrets_log,
     pool_address,
@@ -149,21 +151,21 @@ def serving_options(command: Command) -> Command:
         ),
         click.option(
             "--linger",
-            type=click.FloatRange(min=0),
+            type=Number(min=0),
             default=DEFAULT_LINGER,
             show_default=True,
             help="Seconds to go on receiving at an address after moving away from it.",
         ),
         click.option(
             "--startup-timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Number(min=0, min_open=True),
             default=DEFAULT_STARTUP_TIMEOUT,
             show_default=True,
             help="Seconds that the application has to start.",
         ),
         click.option(
             "--grace",
-            type=click.FloatRange(min=0),
+            type=Number(min=0),
             default=DEFAULT_GRACE,
             show_default=True,
             help="Seconds that running requests have to end after SIGINT, SIGTERM or `ctl "
@@ -296,9 +298,14 @@ def stop_signals() -> Iterator[Stop]:
 def stop_requests(serving: Serving) -> Iterator[Stop]:
     """Provide the same, where the end of the input counts, too, if it shall."""
     with stop_signals() as stop:
-        if serving.until_eof:
-            asyncio.get_running_loop().add_reader(sys.stdin, _watch_input, stop)
-        yield stop
+        if not serving.until_eof:
+            yield stop
+            return
+        watching = asyncio.create_task(_stop_at_the_end_of_input(stop))
+        try:
+            yield stop
+        finally:
+            watching.cancel()
 
 
 async def unless_stopped(starting: Coroutine[Any, Any, T], stop: Stop) -> T | None:
@@ -355,10 +362,9 @@ async def report_events(server: Server, say: Say) -> None:
         say(encode_event(happened), text)
 
 
-def _watch_input(stop: Stop) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        asyncio.get_running_loop().remove_reader(sys.stdin)
-        stop.ask()
+async def _stop_at_the_end_of_input(stop: Stop) -> None:
+    await input_ended()
+    stop.ask()
 
 
 def _migration(
