@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -319,8 +320,10 @@ async def test_too_late_to_go_back_the_end_of_the_input_goes_on(cast: Stage) -> 
 async def test_a_server_is_chosen_by_the_option_that_the_hint_names(cast: Stage) -> None:
     runtime = cast.folder / "runtime"
     (runtime / "quicferry").mkdir(parents=True, mode=0o700)
-    for name in ("1.sock", "2.sock"):
-        (runtime / "quicferry" / name).touch()
+    listening = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    for number, sock in enumerate(listening, 1):
+        sock.bind(str(runtime / "quicferry" / f"{number}.sock"))
+        sock.listen()
     arguments = ("--to", cast.agent_address, "--identity", str(cast.identity(SOURCE)), "--json")
     process = await asyncio.create_subprocess_exec(
         *(*CLI.split(), "migrate", *arguments),
@@ -328,6 +331,8 @@ async def test_a_server_is_chosen_by_the_option_that_the_hint_names(cast: Stage)
         stderr=asyncio.subprocess.PIPE,
     )
     _, errors = await process.communicate()
+    for sock in listening:
+        sock.close()
     assert "several servers run; choose one with --socket" in errors.decode()
     migrate = await cast.run(
         *("migrate", "--socket", cast.folder / f"{SOURCE}.sock", *arguments, "--timeout", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 import quicferry
 from quicferry.cli import main
+from quicferry.cli.ctl import find_socket
 from quicferry.relocation import make_identities
 
 
@@ -125,11 +127,17 @@ def test_no_server_to_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_several_servers_to_choose_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (tmp_path / "quicferry").mkdir(mode=0o700)
-    for name in ("1.sock", "2.sock"):
-        (tmp_path / "quicferry" / name).touch()
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+        for number, sock in enumerate((one, two), 1):
+            sock.bind(str(tmp_path / "quicferry" / f"{number}.sock"))
+            sock.listen()
+        result = CliRunner().invoke(main, ["ctl", "status"])
+        assert result.exit_code == 1
+        assert "choose one with --socket" in result.stderr
+        two.close()  # as if its server had been killed: the name stays
+        assert find_socket() == tmp_path / "quicferry" / "1.sock"
     result = CliRunner().invoke(main, ["ctl", "status"])
-    assert result.exit_code == 1
-    assert "choose one with --socket" in result.stderr
+    assert "no server runs" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["serve"], ["agent", "run"], ["image"]], ids=" ".join)

@@ -542,6 +542,34 @@ async def test_failing_startup() -> None:
         pass
 
 
+async def test_startup_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            raise RuntimeError("the database is away")
+        await respond(send, b"fine")
+
+    async with served(app) as server, http_client(server) as client:
+        assert (await client.request("GET", "/")).body == b"fine"
+    assert "served without its startup" in caplog.text
+    assert "RuntimeError: the database is away" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["raises", "returns"])
+async def test_application_that_knows_no_lifespan(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" and way == "returns":
+            return
+        assert scope["type"] == "http"
+        await respond(send, b"fine")
+
+    async with served(app) as server, http_client(server) as client:
+        assert (await client.request("GET", "/")).body == b"fine"
+    assert not caplog.records
+
+
 async def test_a_startup_that_takes_too_long() -> None:
     ended = asyncio.Event()
 

@@ -24,6 +24,7 @@ from quicferry.server import (
     ManagementClient,
     ManagementError,
     RelocationErrorCode,
+    is_listened_at,
     management_directory,
 )
 
@@ -106,7 +107,8 @@ def find_socket() -> Path:
         ControlError: There is none, or more than one.
     """
     directory = management_directory()
-    sockets = sorted(directory.glob("*.sock")) if directory.is_dir() else []
+    found = sorted(directory.glob("*.sock")) if directory.is_dir() else []
+    sockets = [path for path in found if is_listened_at(path)]  # one that was killed leaves its own
     if not sockets:
         raise ControlError(f"no server runs with a socket in {directory}; name it with --socket")
     if len(sockets) > 1:

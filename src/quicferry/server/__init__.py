@@ -13,7 +13,12 @@ from .errors import (
     RelocationErrorCode,
 )
 from .key_file import load_key
-from .management import ManagementServer, default_management_path, management_directory
+from .management import (
+    ManagementServer,
+    default_management_path,
+    is_listened_at,
+    management_directory,
+)
 from .management_client import ManagementClient
 from .planning import Unready
 from .reports import (
@@ -57,6 +62,7 @@ __all__ = [
     "check_certificate",
     "default_management_path",
     "host_certificate",
+    "is_listened_at",
     "load_key",
     "load_pem",
     "management_directory",

@@ -27,7 +27,15 @@ from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.typing import ASGIFramework, ASGISendEvent
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from .access_log import AccessLogger
@@ -84,9 +92,51 @@ class ApplicationTasks(TaskGroup):
 
 
 class _Lifespan(Lifespan):
-    """Remembers what the application said about a failure, which hypercorn raises inside it."""
+    """Remembers what the application said about a failure, which hypercorn raises inside it.
+
+    An application that raises an error is served without startup and shutdown (asgiref, Lifespan
+    Protocol). At the mere sight of the scope that is usual: it does not know the protocol. One that
+    has asked for the event may have failed to start, and hypercorn does not say how.
+    """
 
     failure: LifespanFailureError | None = None
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        state: dict[str, Any],
+    ) -> None:
+        super().__init__(self._watched, config, loop, state)
+        self._watched_app = app
+        self._is_known = False
+
+    async def asgi_receive(self) -> ASGIReceiveEvent:
+        event = await super().asgi_receive()
+        self._is_known = True
+        return event
+
+    async def _watched(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., Any],
+        call_soon: Callable[..., Any],
+    ) -> None:
+        try:
+            await self._watched_app(scope, receive, send, sync_spawn, call_soon)
+        except LifespanFailureError:
+            raise
+        except Exception as exc:
+            if self.startup.is_set():
+                raise  # hypercorn logs it
+            if self._is_known:
+                logger.warning("the application is served without its startup", exc_info=exc)
+            else:
+                logger.info("the application does not know the lifespan protocol: %r", exc)
+            self.supported = False
 
     async def asgi_send(self, message: ASGISendEvent) -> None:
         try:

@@ -83,6 +83,22 @@ def default_management_path() -> Path:
     return management_directory() / f"{os.getpid()}.sock"
 
 
+def is_listened_at(path: Path) -> bool:
+    """Return whether a process listens at a Unix socket, or may do so.
+
+    One that was killed has left its socket behind, which refuses to be connected to.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
 class ManagementServer:
     """Serves the management interface of a server; used as an asynchronous context manager.
 
@@ -308,10 +324,6 @@ def _remove_stale(path: Path) -> None:
             raise OSError(errno.EEXIST, "there is something else that is not a socket")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-    raise OSError(errno.EADDRINUSE, "another server listens there")
+    if is_listened_at(path):
+        raise OSError(errno.EADDRINUSE, "another server listens there")
+    path.unlink(missing_ok=True)
