@@ -22,6 +22,7 @@ nowhere. The address is always the server's, as the connection knows it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from quicferry.transport import NetworkAddress
 from .endpoint import Received, UdpEndpoint
 from .protocol import ConnectionProtocol
 from .udp import Datagram, UdpSocket
+from .undelivered import Undelivered
 
 
 class DatagramLink(Protocol):
@@ -61,8 +63,14 @@ class ClientLink:
         protocol.attach(self)
 
     def open(self, endpoint: UdpEndpoint) -> None:
-        """Send through `endpoint` from now on."""
+        """Send through `endpoint` from now on.
+
+        Until the handshake is complete, an answer of the network that the server cannot be reached
+        ends it. Later that would be trusting whom one does not know (RFC 9000 14.2.1), and a server
+        that moves may be away for a while.
+        """
         self._endpoint = endpoint
+        endpoint.socket.report_undelivered(self._undelivered)
 
     def close(self) -> None:
         """Drop everything from now on."""
@@ -85,6 +93,8 @@ class ClientLink:
             for data, addr, _ in datagrams:
                 self._protocol.receive(data, addr)
             self._protocol.settle()
+        if self._protocol.is_connected:
+            socket.report_undelivered(None)
 
     def put(self, datagrams: Sequence[Datagram]) -> None:
         """Put datagrams on the socket."""
@@ -96,6 +106,15 @@ class ClientLink:
         if self._endpoint is not None:
             self._protocol.receive(data, addr)
             self._protocol.settle_soon()
+
+    def _undelivered(self, what: Undelivered) -> None:
+        connection = self._protocol.connection
+        peer = connection.get_peer_address()
+        # Nobody who has not seen our packets knows the ID that their headers have.
+        is_own = any(name and name in what.data for name in connection.own_connection_ids)
+        if is_own and peer is not None and peer[:2] == what.peer[:2]:
+            # Not at once: the connection may be sending just now.
+            asyncio.get_running_loop().call_soon(self._protocol.unreachable, str(what))
 
 
 class _Ends:

@@ -208,6 +208,15 @@ class ConnectionProtocol(QuicConnectionProtocol):
         """Close a connection whose handshake is not finished, with CONNECTION_REFUSED."""
         self._end(QuicErrorCode.CONNECTION_REFUSED, QuicFrameType.PADDING, reason_phrase)
 
+    def unreachable(self, reason: str) -> None:
+        """End a connection whose handshake is not finished, because nothing answers to it.
+
+        Nobody is waited for who might have to be told that it has ended.
+        """
+        if not self._connected and self.closed_by is None:
+            self.refuse(reason)
+            self._closed.set()
+
     async def wait_connected(self) -> None:
         """Wait until the handshake has completed.
 

@@ -24,6 +24,7 @@ from quicferry.protocol import Address
 from quicferry.transport import NetworkAddress, network_address
 
 from .errors import BindError
+from .undelivered import UndeliveredReceiver, ask_for_errors, failed_here, read_errors
 
 logger = logging.getLogger("quicferry.io")
 
@@ -52,6 +53,7 @@ class UdpSocket:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._segmentation = True
+        self._undelivered: UndeliveredReceiver | None = None
         self.local: NetworkAddress = sock.getsockname()
         self.is_wildcard = ip_address(self.local[0]).is_unspecified
         if self.is_wildcard:
@@ -99,12 +101,25 @@ class UdpSocket:
         """Close the socket; what is sent afterwards is dropped."""
         self._socket.close()
 
+    def report_undelivered(self, receiver: UndeliveredReceiver | None) -> None:
+        """Hand on what is known of datagrams that were not delivered; None ends that.
+
+        Who asks for it has to `receive` when the socket is readable. What the network says may be
+        made up by anybody who knows of the socket: the receiver checks that the datagram is its
+        own.
+        """
+        if receiver is None and self._undelivered is None:
+            return
+        self._undelivered = receiver
+        ask_for_errors(self._socket, receiver is not None)
+
     def receive(self, limit: int) -> Iterator[tuple[bytes, NetworkAddress, str | None]]:
         """Yield up to `limit` datagrams that are waiting.
 
         Each comes with the address of its sender and, on a wildcard socket, with the host address
         that it was sent to.
         """
+        self._report()
         for _ in range(limit):
             try:
                 if self.is_wildcard:
@@ -137,27 +152,46 @@ class UdpSocket:
 
     def _send_one(self, data: bytes, peer: NetworkAddress, ancillary: list[_Ancillary]) -> None:
         try:
-            if ancillary:
-                self._socket.sendmsg([data], ancillary, 0, peer)
-            else:
-                self._socket.sendto(data, peer)
+            self._put([data], ancillary, peer)
         except OSError as exc:
-            logger.debug("sending from %s to %s: %s", self.local, peer, exc)
+            self._not_sent(data, peer, exc)
 
     def _send_run(self, run: Sequence[Datagram], ancillary: list[_Ancillary]) -> bool:
         """Send datagrams of one size in one call; False if they have to be sent one by one."""
         first, peer = run[0]
         size = (socket.SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(first)))
         try:
-            self._socket.sendmsg([data for data, _ in run], [*ancillary, size], 0, peer)
+            self._put([data for data, _ in run], [*ancillary, size], peer)
         except OSError as exc:
             if exc.errno not in _SEGMENTATION_ERRORS:
-                logger.debug("sending from %s to %s: %s", self.local, peer, exc)
+                self._not_sent(first, peer, exc)
                 return True
             logger.debug("no segmentation at %s: %s", self.local, exc)
             self._segmentation = False
             return False
         return True
+
+    def _put(self, parts: list[bytes], ancillary: list[_Ancillary], peer: NetworkAddress) -> None:
+        try:
+            self._socket.sendmsg(parts, ancillary, 0, peer)
+        except OSError:
+            if self._undelivered is None:
+                raise
+            # The error may be about a datagram before this one, and is over then.
+            self._report()
+            self._socket.sendmsg(parts, ancillary, 0, peer)
+
+    def _not_sent(self, data: bytes, peer: NetworkAddress, error: OSError) -> None:
+        logger.debug("sending from %s to %s: %s", self.local, peer, error)
+        undelivered = failed_here(data, peer, error)
+        if self._undelivered is not None and undelivered is not None:
+            self._undelivered(undelivered)
+
+    def _report(self) -> None:
+        if self._undelivered is not None:
+            for undelivered in list(read_errors(self._socket)):
+                if self._undelivered is not None:
+                    self._undelivered(undelivered)
 
 
 def _end_of_run(datagrams: Sequence[Datagram], start: int) -> int:
