@@ -167,6 +167,15 @@ def test_no_answer_is_a_timeout() -> None:
     assert b"within 0.5 s" in done.stderr
 
 
+def test_nobody_there_is_known_at_once() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        host, port = silent.getsockname()
+    done = run("fetch", f"https://{host}:{port}/", "--timeout", "3600")
+    assert done.returncode == 7
+    assert f"nobody listens at {host}:{port}".encode() in done.stderr
+
+
 def test_a_server_that_ends_is_looked_for_again(server: RunningServer) -> None:
     client = start(
         *("fetch", server.url("/"), "--insecure", "--json", "--repeat", "1000000"),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -105,11 +107,123 @@ async def test_local_port() -> None:
                 assert status["client"] == f"127.0.0.1:{port}"
 
 
-async def test_nobody_there() -> None:
+async def test_no_answer() -> None:
     configuration = client_configuration(idle_timeout=0.3)
-    with pytest.raises(ConnectFailed, match=r"cannot connect to 127\.0\.0\.1:9: Idle timeout"):
-        async with quicferry.connect("127.0.0.1", 9, configuration=configuration):
+    with silent() as (host, port), pytest.raises(ConnectFailed, match=f"{port}: Idle timeout"):
+        async with quicferry.connect(host, port, configuration=configuration):
             pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_nobody_there(host: str) -> None:
+    configuration = client_configuration(idle_timeout=3600)
+    told = r"cannot connect to \S+:9: nobody listens at \S+:9 \(Connection refused\)"
+    with pytest.raises(ConnectFailed, match=told):
+        async with quicferry.connect(host, 9, configuration=configuration):
+            pass
+    async with quicferry.connect(
+        host, 9, configuration=configuration, wait_connected=False
+    ) as client:
+        client.transmit()
+        with pytest.raises(ConnectFailed, match=told):
+            await client.wait_connected()
+
+
+async def test_what_anybody_may_say_does_not_end_a_handshake() -> None:
+    link = Filter()
+    link.drops_sent = lambda data, addr: True
+    configuration = client_configuration(idle_timeout=0.5)
+    async with quicferry.connect(
+        "127.0.0.1", 9, configuration=configuration, wrap_transport=link, wait_connected=False
+    ) as client:
+        client.transmit()
+        for _ in range(3):
+            link.inner.send(b"a datagram that is none of the connection's", ("127.0.0.1", 9))
+        with pytest.raises(ConnectFailed, match="Idle timeout"):
+            await client.wait_connected()
+
+
+async def test_what_the_network_says_later_does_not_end_a_connection() -> None:
+    async with served() as server:
+        relay = await Relay.open(server.address.port)
+        async with quicferry.connect(
+            "127.0.0.1", relay.port, configuration=client_configuration()
+        ) as client:
+            await client.ping()
+            await relay.close()
+            pings = [asyncio.create_task(client.ping()) for _ in range(3)]
+            await asyncio.sleep(0)
+            again = await Relay.open(server.address.port, relay.port, relay.client)
+            await asyncio.gather(*pings)
+            assert client.closed_by is None
+        await again.close()
+
+
+@contextmanager
+def resolving(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> Iterator[None]:
+    """Let every name have these addresses."""
+
+    def getaddrinfo(host: str, port: int, *_: Any) -> list[Any]:
+        families = {True: socket.AF_INET6, False: socket.AF_INET}
+        rest = {True: (0, 0), False: ()}
+        return [
+            (families[":" in each], socket.SOCK_DGRAM, 17, "", (each, port, *rest[":" in each]))
+            for each in hosts
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield
+
+
+@contextmanager
+def silent(host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[str, int]]:
+    """Provide an address where somebody listens, and says nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as listening:
+        listening.bind((host, port))
+        yield listening.getsockname()[:2]
+
+
+@pytest.mark.parametrize("first", ["nobody", "silent"])
+@pytest.mark.parametrize("other", ["::1", "127.0.0.2"])
+async def test_every_address_of_a_name_is_tried(
+    first: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served() as server:
+        port = server.address.port
+        with ExitStack() as stack:
+            if first == "silent":
+                stack.enter_context(silent(other, port))
+            stack.enter_context(resolving(monkeypatch, other, "127.0.0.1"))
+            async with http_client(server, host="localhost") as client:
+                assert (await client.request("POST", "/", body=b"echo")).body == b"echo"
+                assert client.peer_address == server.address
+                assert client.remote == f"localhost:{port}"
+
+
+async def test_no_address_of_a_name_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        resolving(monkeypatch, "::1", "127.0.0.1"),
+        pytest.raises(ConnectFailed, match=r"to localhost:9: nobody listens at \[::1\]:9"),
+    ):
+        async with quicferry.connect("localhost", 9, configuration=client_configuration()):
+            pass
+
+
+async def test_the_address_that_answers_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configuration = client_configuration()
+    configuration.cadata = None
+    async with served() as server:
+        for hosts in (("::1", "127.0.0.1"), ("127.0.0.1", "::1")):
+            with (
+                resolving(monkeypatch, *hosts),
+                pytest.raises(ConnectFailed, match="certificate"),
+            ):
+                async with http_client(server, host="localhost", configuration=configuration):
+                    pass
 
 
 async def test_untrusted_certificate() -> None:
@@ -148,6 +262,51 @@ async def test_a_link_is_harmless_after_the_end() -> None:
         address = ("127.0.0.1", server.address.port)
     link.send(b"late", address)
     link.deliver(b"late", address)
+
+
+class Relay(asyncio.DatagramProtocol):
+    """Hands datagrams on between one client and a server on 127.0.0.1."""
+
+    front: asyncio.DatagramTransport
+    back: asyncio.DatagramTransport
+    port: int
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def open(cls, server: int, port: int = 0, client: Any = None) -> Relay:
+        loop = asyncio.get_running_loop()
+        relay = cls(client)
+        relay.front, _ = await loop.create_datagram_endpoint(
+            lambda: relay, local_addr=("127.0.0.1", port)
+        )
+        relay.port = relay.front.get_extra_info("sockname")[1]
+        relay.back, _ = await loop.create_datagram_endpoint(
+            lambda: _Back(relay), remote_addr=("127.0.0.1", server)
+        )
+        return relay
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.client = addr
+        self.back.sendto(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
+
+    async def close(self) -> None:
+        self.back.close()
+        self.front.close()
+        await self.closed.wait()
+
+
+class _Back(asyncio.DatagramProtocol):
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.relay.front.sendto(data, self.relay.client)
 
 
 def _plain_server() -> QuicConfiguration:

@@ -30,7 +30,7 @@ from quicferry.cli.options import (
 )
 from quicferry.cli.url import parse_url
 from quicferry.client import HttpClient, RequestRejected, request_head
-from quicferry.io import ConnectFailed, ConnectionLost, TraceError
+from quicferry.io import BindError, ConnectFailed, ConnectionLost, TraceError
 from quicferry.protocol import (
     ClientMigration,
     ConnectionClosed,
@@ -385,6 +385,8 @@ def _errors_explained(options: FetchOptions) -> Iterator[None]:
                 f"{exc}; --ca FILE trusts a certificate, --insecure trusts any",
                 CERTIFICATE_REFUSED,
             ) from exc
+        raise FetchError(str(exc), COULD_NOT_CONNECT) from exc
+    except BindError as exc:
         raise FetchError(str(exc), COULD_NOT_CONNECT) from exc
     except ConnectionLost as exc:
         raise FetchError(str(exc), CONNECTION_LOST) from exc

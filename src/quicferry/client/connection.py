@@ -21,6 +21,7 @@ from quicferry.protocol import Address, ClientMigration
 from quicferry.transport import Configuration, Connection, NetworkAddress
 
 from .names import ascii_host, remote_name, tls_name
+from .race import first_connected, in_turn
 
 ProtocolT = TypeVar("ProtocolT", bound=ConnectionProtocol)
 
@@ -76,18 +77,23 @@ async def connect(
     address, since the server may move; which of them belong to the connection is what QUIC finds
     out.
 
+    If the name has several addresses, all are tried, one a quarter of a second after the other, and
+    the first that answers is used (RFC 8305). An address where the network says that nobody is has
+    failed at once; after the handshake, only the server itself can end the connection.
+
     Args:
         host: The server's name, international or not, or its IP address.
         port: Its UDP port.
         configuration: As in aioquic; a `Configuration` also has the choices about server
             migration. By default the HTTP/3 protocol and every kind of server migration.
-        create_protocol: Makes what drives the connection and is returned; for HTTP/3 it is
-            `quicferry.client.HttpClient`.
+        create_protocol: Makes what drives the connection and is returned, once for each address
+            that is tried; for HTTP/3 it is `quicferry.client.HttpClient`.
         session_ticket_handler: As in aioquic.
         stream_handler: As in aioquic.
         token_handler: As in aioquic.
-        wait_connected: As in aioquic: whether to wait for the handshake.
-        local_port: The local UDP port; 0 for any.
+        wait_connected: As in aioquic: whether to wait for the handshake. If not, only the first
+            address is tried.
+        local_port: The local UDP port; 0 for any. One port serves one address of each family.
         wrap_transport: Puts something between the connection and its socket, for example an
             emulated network; see `quicferry.io.link`.
 
@@ -97,33 +103,72 @@ async def connect(
         OSError: If the name cannot be resolved.
     """
     host = ascii_host(host)
-    remote = await _resolve(host, port)
+    addresses = await _resolve(host, port)
     configuration = _completed(configuration, host)
-    connection = Connection(
-        configuration=configuration,
-        session_ticket_handler=session_ticket_handler,
-        token_handler=token_handler,
-    )
-    protocol = create_protocol(connection, stream_handler=stream_handler)
-    protocol.remote = remote_name(host, port)
-    link = ClientLink(protocol, wrap_transport)
-    unspecified = IPv6Address(0) if len(remote) == 4 else IPv4Address(0)
-    endpoint = UdpEndpoint(Address(unspecified, local_port), link.received)
-    link.open(endpoint)
-    with closing(endpoint), closing(link):
-        protocol.connect(remote, transmit=wait_connected)
+
+    def begin(remote: NetworkAddress) -> _Attempt:
+        connection = Connection(
+            configuration=configuration,
+            session_ticket_handler=session_ticket_handler,
+            token_handler=token_handler,
+        )
+        protocol = create_protocol(connection, stream_handler=stream_handler)
+        protocol.remote = remote_name(host, port)
+        attempt = _Attempt(protocol, remote, local_port, wrap_transport)
         try:
-            if wait_connected:
-                await protocol.wait_connected()
-            yield protocol
+            protocol.connect(remote, transmit=wait_connected)
+        except BaseException:
+            attempt.close()
+            raise
+        return attempt
+
+    attempt = await first_connected(addresses, begin) if wait_connected else begin(addresses[0])
+    with closing(attempt):
+        try:
+            yield attempt.protocol
         finally:
-            protocol.close()
-            await protocol.wait_left()
+            attempt.protocol.close()
+            await attempt.protocol.wait_left()
 
 
-async def _resolve(host: str, port: int) -> NetworkAddress:
+class _Attempt:
+    """A connection to one address, and the socket that it uses.
+
+    Raises:
+        BindError: If the local port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        protocol: ConnectionProtocol,
+        remote: NetworkAddress,
+        local_port: int,
+        wrap: WrapTransport | None,
+    ) -> None:
+        self.protocol = protocol
+        unspecified = IPv6Address(0) if len(remote) == 4 else IPv4Address(0)
+        self._link = ClientLink(protocol, wrap)
+        self._endpoint = UdpEndpoint(Address(unspecified, local_port), self._link.received)
+        self._link.open(self._endpoint)
+
+    async def wait_connected(self) -> None:
+        """Wait until the handshake is complete."""
+        await self.protocol.wait_connected()
+
+    def give_up(self) -> None:
+        """End the connection; who closes the socket need not wait (RFC 9000 10.2)."""
+        self.protocol.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._link.close()
+        self._endpoint.close()
+
+
+async def _resolve(host: str, port: int) -> list[NetworkAddress]:
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    return infos[0][4]
+    return in_turn([address for *_, address in infos])
 
 
 def _completed(configuration: QuicConfiguration | None, host: str) -> QuicConfiguration:
