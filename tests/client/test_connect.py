@@ -92,6 +92,23 @@ async def test_by_name_and_over_ipv6() -> None:
             assert client.negotiated == quicferry.ALL_PROTOCOLS
 
 
+async def test_the_unspecified_address_is_this_host() -> None:
+    for server_host, named in (("127.0.0.1", "0.0.0.0"), ("::1", "::")):
+        configuration = client_configuration(server_name="localhost")
+        async with (
+            served(host=server_host) as server,
+            http_client(server, host=named, configuration=configuration) as client,
+        ):
+            assert client.peer_address == server.address
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".example"])
+async def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(socket.gaierror):
+        async with quicferry.connect(name, 9, configuration=client_configuration()):
+            pass
+
+
 async def test_local_port() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", 0))

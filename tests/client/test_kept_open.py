@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from in_memory import connected
 from loopback import respond
-from virtual_time import VirtualPolicy, run_virtually
+from virtual_fetch import fetch_virtually
+from virtual_time import run_virtually
 
-import quicferry
-from quicferry.cli import main
 from quicferry.client import HttpClient
 from quicferry.io import ConnectionLost
 from quicferry.io.udp import Datagram
@@ -126,17 +123,6 @@ def test_a_server_that_is_gone_is_noticed() -> None:
     ],
 )
 def test_fetch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def connect(*_: object, **options: Any) -> AsyncIterator[HttpClient]:
-        async with connected(app, options["create_protocol"]) as this:
-            yield this.client
-
-    monkeypatch.setattr(quicferry, "connect", connect)
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(VirtualPolicy())
-    try:
-        result = CliRunner().invoke(main, ["fetch", *arguments])
-    finally:
-        asyncio.set_event_loop_policy(before)
+    result = fetch_virtually(monkeypatch, app, *arguments)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "late" * (3 if "--repeat" in arguments else 1)

@@ -401,11 +401,10 @@ GOOD = {b":method": b"GET", b":scheme": b"https", b":authority": b"test", b":pat
         {b":method": b"GET", b":authority": b"test"},
         {**GOOD, b":path": "/é".encode()},
         {**GOOD, b":method": b"\xff"},
-        {b":method": b"CONNECT", b":authority": b"test"},
         {**GOOD, b":method": b"CONNECT"},
         {**GOOD, b"X-Upper": b"1"},
     ],
-    ids=["no path", "path", "method", "connect", "connect to a path", "upper case"],
+    ids=["no path", "path", "method", "connect to a path", "upper case"],
 )
 async def test_malformed_request_is_reset(request_fields: dict[bytes, bytes]) -> None:
     async with served() as server, raw_client(server) as client:
@@ -423,6 +422,18 @@ async def test_websocket_that_is_none() -> None:
         client.http.send_headers(0, list({**GOOD, **connect}.items()))
         client.transmit()
         assert await client.answers.get() == b"400"
+        client.http.send_headers(4, list(GOOD.items()), end_stream=True)
+        client.transmit()
+        assert await client.answers.get() == b"200"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_server_is_no_proxy(ends: bool) -> None:
+    async with served() as server, raw_client(server) as client:
+        fields = [(b":method", b"CONNECT"), (b":authority", b"elsewhere:443")]
+        client.http.send_headers(0, fields, end_stream=ends)
+        client.transmit()
+        assert await client.answers.get() == b"501"
         client.http.send_headers(4, list(GOOD.items()), end_stream=True)
         client.transmit()
         assert await client.answers.get() == b"200"

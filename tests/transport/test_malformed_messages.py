@@ -6,6 +6,8 @@ import pytest
 from aioquic.h3.connection import ErrorCode, FrameType, encode_frame
 from aioquic.h3.events import Headers
 from http3_pair import AUTHORITY, GET, LENGTH_4, OK, POST, both
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quicferry.transport import Http3Connection, sendable_fields
 
@@ -162,6 +164,15 @@ def test_unusual_request_that_is_not_malformed(
         assert received[: len(seen or request_fields)] == (seen or request_fields)
 
 
+def test_trailers_may_be_empty() -> None:
+    with both(client=False) as this:
+        this.send(0, POST, b"abcd", [])
+        assert (this.ours.bodies[0], this.ours.ended) == (b"abcd", {0})
+        this.send(4, [])
+        assert set(this.ours.malformed) == {4}
+        assert this.lives
+
+
 def test_errors_of_frames_still_close_the_connection() -> None:
     with both(client=False) as this:
         this.theirs.endpoint.connection.send_stream_data(0, encode_frame(FrameType.DATA, b"early"))
@@ -203,3 +214,30 @@ def test_what_may_be_sent() -> None:
         sendable_fields("request", [*GET[:3], (b":path", b"/a b")])
     with pytest.raises(ValueError, match="does not allow"):
         sendable_fields("trailers", [(b":path", b"/")])
+
+
+NAMES = st.sampled_from(
+    b":method :scheme :authority :path :protocol :status :x : host content-length te".split()
+    + b"connection cookie x X x(y) \xff".split()
+)
+VALUES = st.sampled_from(
+    [b"", b" ", *b"GET CONNECT https server.example / * 4 -1 200 103 trailers a\0 \xe9".split()]
+)
+FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=7)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(FIELDS | st.just(GET), st.sampled_from([b"", b"abcd"])), max_size=12))
+def test_no_header_ends_a_connection(requests: list[tuple[Headers, bytes]]) -> None:
+    with both(client=False) as this:
+        for number, (fields, body) in enumerate(requests):
+            stream_id = 4 * number
+            this.theirs.http.send_headers(stream_id, fields)
+            this.theirs.http.send_data(stream_id, body, end_stream=True)
+        this.settle()
+        stream_ids = set(range(0, 4 * len(requests), 4))
+        assert this.ours.ended.isdisjoint(this.ours.malformed)
+        assert this.ours.ended | set(this.ours.malformed) == stream_ids
+        assert this.lives
+        this.send(4 * len(requests), GET)
+        assert 4 * len(requests) in this.ours.ended

@@ -7,7 +7,7 @@ import copy
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar, overload
 
 from aioquic.asyncio.protocol import QuicStreamHandler
@@ -168,7 +168,18 @@ class _Attempt:
 
 async def _resolve(host: str, port: int) -> list[NetworkAddress]:
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    return in_turn([address for *_, address in infos])
+    return in_turn([_reachable(address) for *_, address in infos])
+
+
+def _reachable(address: NetworkAddress) -> NetworkAddress:
+    """Return an address, but this host's own for the unspecified one, as TCP understands it.
+
+    What answers from 127.0.0.1 would not be taken for 0.0.0.0.
+    """
+    host, *rest = address
+    if not ip_address(host.partition("%")[0]).is_unspecified:
+        return address
+    return ("::1" if ":" in host else "127.0.0.1", *rest)
 
 
 def _completed(configuration: QuicConfiguration | None, host: str) -> QuicConfiguration:

@@ -175,7 +175,8 @@ class AsgiBridge(H3Protocol):
     def _open(self, request: HeadersReceived) -> None:
         fields = dict(request.headers)
         if b":path" not in fields:  # CONNECT, which only proxies serve
-            self._reset(request.stream_id, ErrorCode.H3_MESSAGE_ERROR)
+            self.connection.send_headers(request.stream_id, [(b":status", b"501")], end_stream=True)
+            self._stop(request.stream_id, ErrorCode.H3_NO_ERROR)
             return
         exchange = self._exchange(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":

@@ -37,6 +37,7 @@ MAX_SETTINGS = 4096
 """Bytes of a frame on the control stream that is kept until its end."""
 
 _MAX_FIELD_SECTION_SIZE = 0x6  # RFC 9114 7.2.4.1; aioquic has no name for it
+_NO_FIELDS = b"\0\0"  # RFC 9204 4.5.1
 _WITH_FIELDS = frozenset({FrameType.HEADERS, FrameType.PUSH_PROMISE})
 
 
@@ -191,7 +192,9 @@ class Http3Connection(H3Connection):
             return []
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
-        headers: Headers = super()._decode_headers(stream_id, frame_data)
+        # pylsqpack takes a section without any field for damaged.
+        is_empty = frame_data == _NO_FIELDS
+        headers: Headers = [] if is_empty else super()._decode_headers(stream_id, frame_data)
         check_fields(headers)
         if self._is_client:
             if (b":status", b"304") in headers or (b":status", b"204") in headers:
