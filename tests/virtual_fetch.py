@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from in_memory import connected
 from virtual_time import VirtualPolicy
 
@@ -17,8 +16,11 @@ from quicferry import HttpClient
 from quicferry.cli import main
 
 
-def fetch_virtually(monkeypatch: pytest.MonkeyPatch, app: Any, *arguments: str) -> Result:
-    """Run the command; the addresses in its arguments all lead to the application."""
+def fetch_virtually(monkeypatch: pytest.MonkeyPatch, app: Any, *arguments: str) -> int:
+    """Run the command, and return its exit status.
+
+    The addresses in its arguments all lead to the application.
+    """
 
     @asynccontextmanager
     async def connect(*_: object, **options: Any) -> AsyncIterator[HttpClient]:
@@ -30,6 +32,9 @@ def fetch_virtually(monkeypatch: pytest.MonkeyPatch, app: Any, *arguments: str) 
         patch.setattr(quicferry, "connect", connect)
         asyncio.set_event_loop_policy(VirtualPolicy())
         try:
-            return CliRunner().invoke(main, ["fetch", *arguments])
+            main(["fetch", *arguments])
+        except SystemExit as exc:
+            return int(exc.code or 0)
         finally:
             asyncio.set_event_loop_policy(before)
+    raise AssertionError("a command exits")

@@ -84,6 +84,7 @@ def test_the_first_that_answers_is_used(
         ([Try(0.1, REFUSED), Try(0.2, 0x12A)], "after 0.2 s"),
         ([Try(0.1, 0x12A), Try(0.2, REFUSED)], "after 0.1 s"),
         ([None, Try(5, 1)], "after 5 s"),
+        ([None, Try(5, REFUSED), Try(1, REFUSED)], "after 1 s"),
         ([None, None], "no such family"),
     ],
 )

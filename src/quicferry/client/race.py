@@ -60,8 +60,8 @@ async def first_connected(
         begin: Begins to connect to an address.
 
     Raises:
-        QuicferryError: If there is no connection: what is wrong with the one address that answered,
-            or else with the first.
+        QuicferryError: If there is none: what is wrong where somebody has answered, or else
+            where nobody has.
     """
     waiting = list(addresses)
     running: dict[asyncio.Task[None], AttemptT] = {}
@@ -96,11 +96,11 @@ async def first_connected(
             if not task.cancel() and not task.cancelled():
                 task.exception()  # it is of no interest any more
             attempt.give_up()
-    raise next(filter(_has_answered, failures), failures[0])
+    raise min(failures, key=_says_little)
 
 
-def _has_answered(failure: QuicferryError) -> bool:
-    return (
-        isinstance(failure, ConnectionLost)
-        and failure.error_code != QuicErrorCode.CONNECTION_REFUSED
-    )
+def _says_little(failure: QuicferryError) -> int:
+    """Rank what may be wrong: at the server, on the way there, or here."""
+    if not isinstance(failure, ConnectionLost):
+        return 2
+    return int(failure.error_code == QuicErrorCode.CONNECTION_REFUSED)
