@@ -247,7 +247,7 @@ def test_own_certificate_is_used_without_warning(tmp_path: Path) -> None:
 def test_unusable_certificate(tmp_path: Path) -> None:
     done = run("serve", DEMO_APP, "--cert", __file__, "--key", __file__)
     assert done.returncode == 1
-    assert done.stderr.startswith(b"Error: cannot use ")
+    assert b"holds no certificate in PEM" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
