@@ -455,3 +455,21 @@ def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
     done = run("serve", DEMO_APP, "--bind", "127.0.0.1:0", "--key-file", key)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(b"Error: other users may use the key file")
+
+
+# Several addresses
+
+
+def test_a_server_with_several_addresses(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--bind", "127.0.0.2:0", "--bind", "[::1]:0")
+    port = server.address.rpartition(":")[2]
+    addresses = [f"{host}:{port}" for host in ("127.0.0.1", "127.0.0.2", "[::1]")]
+    for address in addresses:
+        done = run("fetch", f"https://{address}/", "--ca", server.certificate)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(server.ctl("status", "--json").stdout)["addresses"] == addresses
+    assert f"also at {addresses[1]}, {addresses[2]}".encode() in server.ctl("status").stdout
+    assert server.ctl("migrate", f"127.0.0.3:{port}").returncode == 0
+    done = run("fetch", f"https://{addresses[2]}/", "--ca", server.certificate)
+    assert done.returncode == 0, done.stderr
+    assert finish(server.process)[0] == 0

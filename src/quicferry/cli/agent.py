@@ -156,7 +156,7 @@ async def _run(
     say: Say,
 ) -> None:
     with ExitStack() as files:
-        configuration, _ = make_configuration(serving, str(listen.host), files)
+        configuration, _ = make_configuration(serving, [str(listen.host)], files)
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(stop_requests(serving))
             running = Agent(

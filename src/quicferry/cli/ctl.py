@@ -394,11 +394,15 @@ def _describe_completion(result: dict[str, Any]) -> list[str]:
 def _describe_status(result: dict[str, Any]) -> list[str]:
     connections = result["connections"]
     lines = [f"{result['address']}  {result['phase']}  {len(connections)} connections"]
+    if others := result["addresses"][1:]:
+        lines.append(f"also at {', '.join(others)}: what is there stays")
     for each in connections:
         negotiated = each["negotiated"]
         protocols = "no server migration" if negotiated is None else ",".join(negotiated) or "none"
         progress = each["progress"] or "-"
         line = f"  {each['id']}  {each['client']}  {progress}  {protocols}"
+        if others:
+            line += f"  at {each['server']}"
         if each["announced"] is not None:
             line += f"  (told to expect the server at {each['announced']})"
         lines.append(line)

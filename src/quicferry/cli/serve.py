@@ -40,25 +40,29 @@ DEFAULT_BIND = "127.0.0.1:4433"
     examples=(
         "quicferry serve quicferry.lab.demo.app:app",
         "quicferry serve shop.asgi:application --bind 0.0.0.0:443 --cert chain.pem --key key.pem",
+        "quicferry serve app:app --bind 192.0.2.6:443 --bind [2001:db8::6]:443",
         "quicferry serve app:app --pool 192.0.2.7:443 --pool 198.51.100.9:443",
     ),
     epilog="Exit status: 0 after SIGINT, SIGTERM or `quicferry ctl shutdown`, or when the "
     "connections were handed over; 1 when it cannot start, 2 wrong usage.\n\n"
-    'With --json: a line {"event": "listening", "address", "management_socket", "certificate", '
-    '"pid"}, then a line for each migration event.\n\n'
+    'With --json: a line {"event": "listening", "address", "addresses", "management_socket", '
+    '"certificate", "pid"}, then a line for each migration event.\n\n'
     "With SSLKEYLOGFILE=FILE in the environment, TLS secrets are appended to that file.",
 )
 @click.argument("app")
 @click.option(
     "--bind",
+    "binds",
+    multiple=True,
     type=address,
     metavar="HOST:PORT",
-    default=DEFAULT_BIND,
+    default=(DEFAULT_BIND,),
     show_default=True,
-    help="Where to listen; port 0 stands for any free one.",
+    help="Where to listen; port 0 stands for any free one, [::] for both families. Can be "
+    "repeated: the first address can be moved, the others stay.",
 )
 @serving_options
-def serve(app: str, *, bind: Address, as_json: bool, **options: Any) -> None:
+def serve(app: str, *, binds: tuple[Address, ...], as_json: bool, **options: Any) -> None:
     """Serve the ASGI application APP (module:attribute) over HTTP/3.
 
     The server is moved through its management socket, whose path it prints: to another address by
@@ -67,12 +71,14 @@ def serve(app: str, *, bind: Address, as_json: bool, **options: Any) -> None:
     """
     serving = Serving.of(application=app, **options)
     say = say_json if as_json else say_text
-    asyncio.run(_serve(serving, bind, load_application(app), say))
+    asyncio.run(_serve(serving, binds, load_application(app), say))
 
 
-async def _serve(serving: Serving, bind: Address, application: Any, say: Say) -> None:
+async def _serve(serving: Serving, binds: tuple[Address, ...], application: Any, say: Say) -> None:
+    bind, *others = binds
     with ExitStack() as files:
-        configuration, certificate = make_configuration(serving, str(bind.host), files)
+        hosts = [str(each.host) for each in binds]
+        configuration, certificate = make_configuration(serving, hosts, files)
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(stop_requests(serving))
             starting = quicferry.serve(
@@ -85,6 +91,7 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 grace=serving.grace,
                 startup_timeout=serving.startup_timeout,
                 key=serving.load_key(),
+                others=[(str(each.host), each.port) for each in others],
             )
             server = await unless_stopped(starting, stop)
             if server is None:
@@ -99,13 +106,14 @@ async def _serve(serving: Serving, bind: Address, application: Any, say: Say) ->
                 {
                     "event": "listening",
                     "address": str(server.address),
+                    "addresses": [str(each) for each in server.addresses],
                     "management_socket": str(socket),
                     "certificate": str(certificate),
                     "pid": os.getpid(),
                 },
                 f"quicferry {__version__} serves {serving.application}\n"
-                f"  listening on       https://{server.address}/\n"
-                f"  management socket  {socket}",
+                + "".join(f"  listening on       https://{each}/\n" for each in server.addresses)
+                + f"  management socket  {socket}",
             )
             await _until_stopped(server, stop, say)
         say({"event": "stopped"}, "stopped")

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -206,18 +206,20 @@ def load_application(name: str) -> Any:
     return application
 
 
-def make_configuration(serving: Serving, host: str, stack: ExitStack) -> tuple[Configuration, Path]:
+def make_configuration(
+    serving: Serving, hosts: Sequence[str], stack: ExitStack
+) -> tuple[Configuration, Path]:
     """Return the configuration of a server, and where its certificate is.
 
     Args:
         serving: What the options say.
-        host: A name for the certificate, where one has to be made.
+        hosts: Names for the certificate, where one has to be made.
         stack: Removes at its end what is made.
     """
     certificate, key = serving.certificate, serving.key
     if certificate is None or key is None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quicferry-")))
-        certificate, key = _make_certificate(host, folder)
+        certificate, key = _make_certificate(hosts, folder)
         click.echo(
             "warning: no certificate was given, so a self-signed one was made; "
             f"clients must trust it (--ca {certificate}) or trust anyone (--insecure)",
@@ -380,8 +382,8 @@ def _migration(
         raise click.UsageError(f"--pool: {exc}") from exc
 
 
-def _make_certificate(host: str, folder: Path) -> tuple[Path, Path]:
-    certificate, key = self_signed([host, "localhost"])
+def _make_certificate(hosts: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    certificate, key = self_signed([*dict.fromkeys(hosts), "localhost"])
     certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
     certificate_path.write_bytes(certificate)
     key_path.touch(mode=0o600)

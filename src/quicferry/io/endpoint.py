@@ -9,11 +9,13 @@ to an address that it still lingers at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import errno
+from collections.abc import Callable, Iterable, Sequence
 
 from quicferry.protocol import Address
 from quicferry.transport import NetworkAddress, address_from_network
 
+from .errors import BindError
 from .udp import UdpSocket
 
 Received = Iterable[tuple[bytes, NetworkAddress, str | None]]
@@ -37,20 +39,31 @@ class UdpEndpoint:
         receiver: Called with the datagrams that arrive, at the current address or at one that the
             endpoint has left less than `linger` seconds ago.
         linger: Seconds for which datagrams to an address left by `rebind` are still received.
+        others: Further local addresses, which never change; port 0 stands for that of `address`.
 
     Raises:
-        BindError: If the address cannot be bound.
+        BindError: If an address cannot be bound.
+
+    Attributes:
+        socket: At the address that can change.
+        others: The sockets at the further addresses.
     """
 
     def __init__(
-        self, address: Address, receiver: Receiver, *, linger: float = DEFAULT_LINGER
+        self,
+        address: Address,
+        receiver: Receiver,
+        *,
+        linger: float = DEFAULT_LINGER,
+        others: Sequence[Address] = (),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
         self._linger = linger
         self._lingering: dict[UdpSocket, asyncio.TimerHandle] = {}
-        self.socket = UdpSocket.bind(address)
-        self._listen(self.socket)
+        self.socket, *self.others = _bind_all(address, others)
+        for socket in (self.socket, *self.others):
+            self._listen(socket)
 
     @property
     def address(self) -> Address:
@@ -58,6 +71,17 @@ class UdpEndpoint:
         address = address_from_network(self.socket.local)
         assert address is not None, "a bound socket has an address"
         return address
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The local addresses in use; the first is the one that can change."""
+        sockets = (self.socket, *self.others)
+        found = [address_from_network(socket.local) for socket in sockets]
+        return tuple(address for address in found if address is not None)
+
+    def is_left(self, socket: UdpSocket) -> bool:
+        """Whether a socket is only read for what is still under way to it."""
+        return socket is not self.socket and socket not in self.others
 
     def bind(self, address: Address) -> UdpSocket:
         """Return a socket bound to `address` for `switch_to`; nothing else changes.
@@ -68,7 +92,7 @@ class UdpEndpoint:
         for lingering in self._lingering:
             if address_from_network(lingering.local) == address:
                 return lingering
-        return UdpSocket.bind(address, beside=[self.socket, *self._lingering])
+        return UdpSocket.bind(address, beside=[self.socket, *self.others, *self._lingering])
 
     def check(self, address: Address) -> None:
         """Find out whether `bind` is possible now; nothing is kept.
@@ -113,7 +137,8 @@ class UdpEndpoint:
     def close(self) -> None:
         """Close all sockets. Calling it again does nothing."""
         self._leave_all()
-        self._close(self.socket)
+        for socket in (self.socket, *self.others):
+            self._close(socket)
 
     def _leave_all(self) -> None:
         for left, handle in self._lingering.items():
@@ -135,3 +160,30 @@ class UdpEndpoint:
 
     def _readable(self, socket: UdpSocket) -> None:
         self._receiver(socket, socket.receive(BATCH))
+
+
+def _bind_all(address: Address, others: Sequence[Address]) -> list[UdpSocket]:
+    """Return sockets at all of these addresses.
+
+    Raises:
+        BindError: If one cannot be bound; none is then.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        sockets = [UdpSocket.bind(address)]
+        port = sockets[0].local[1]
+        try:
+            for other in others:
+                at = Address(other.host, other.port or port)
+                sockets.append(UdpSocket.bind(at, beside=sockets))
+        except BindError as exc:
+            for socket in sockets:
+                socket.close()
+            if address.port or exc.errno != errno.EADDRINUSE or not tries_left:
+                raise
+        else:
+            return sockets
+    raise AssertionError("the last try returns or raises")
+
+
+_TRIES = 20
+"""How often a free port is looked for that is free at all addresses."""

@@ -49,6 +49,8 @@ class Handshakes(enum.Enum):
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    """At the address that the server is about to leave; at its others they are accepted."""
+    REFUSED_EVERYWHERE = "refused-everywhere"
 
 
 class Berth:
@@ -83,6 +85,7 @@ class ConnectionRouter:
 
     Args:
         address: The local address; port 0 stands for any free one.
+        others: Further local addresses. Connections there stay where they are.
         configuration: For all connections.
         create_protocol: Makes what drives a new connection.
         session_ticket_fetcher: As in aioquic.
@@ -115,6 +118,7 @@ class ConnectionRouter:
         resets: StatelessReset | None = None,
         stream_handler: QuicStreamHandler | None = None,
         linger: float = DEFAULT_LINGER,
+        others: Sequence[Address] = (),
     ) -> None:
         self.configuration = configuration
         self._create_protocol = create_protocol
@@ -130,7 +134,7 @@ class ConnectionRouter:
         self._berths: dict[ConnectionProtocol, Berth] = {}
         self.handshakes = Handshakes.ACCEPTED
         self.on_open: Callable[[ConnectionProtocol], None] = lambda protocol: None
-        self.endpoint = UdpEndpoint(address, self._received, linger=linger)
+        self.endpoint = UdpEndpoint(address, self._received, linger=linger, others=others)
 
     @property
     def protocols(self) -> Collection[ConnectionProtocol]:
@@ -142,7 +146,7 @@ class ConnectionRouter:
         return self._berths[protocol]
 
     def move(self, protocol: ConnectionProtocol, host: str | None) -> NetworkAddress:
-        """Berth a connection at the endpoint's current socket.
+        """Berth a connection at the endpoint's socket that can be moved.
 
         Args:
             protocol: The connection.
@@ -151,7 +155,16 @@ class ConnectionRouter:
         Returns:
             The server's address for this connection from now on.
         """
-        berth = Berth(self.endpoint.socket, host if self.endpoint.socket.is_wildcard else None)
+        return self._berth(protocol, self.endpoint.socket, host)
+
+    def is_movable(self, protocol: ConnectionProtocol) -> bool:
+        """Whether a connection moves when the server does: it is at no further address."""
+        return self._berths[protocol].socket not in self.endpoint.others
+
+    def _berth(
+        self, protocol: ConnectionProtocol, socket: UdpSocket, host: str | None
+    ) -> NetworkAddress:
+        berth = Berth(socket, host if socket.is_wildcard else None)
         self._berths[protocol] = berth
         protocol.attach(berth)
         return berth.local
@@ -251,8 +264,7 @@ class ConnectionRouter:
         """
         if (
             self._resets is None
-            or self.handshakes is Handshakes.REFUSED
-            or socket is not self.endpoint.socket
+            or self._refuses(socket)
             or len(cid) < self.configuration.connection_id_length
             or cid in self._given_away
         ):
@@ -261,11 +273,21 @@ class ConnectionRouter:
         if answer is not None:
             socket.send([(answer, addr)], host)
 
+    def _refuses(self, socket: UdpSocket) -> bool:
+        """Whether nobody may connect at a socket now."""
+        match self.handshakes:
+            case Handshakes.ACCEPTED:
+                return self.endpoint.is_left(socket)
+            case Handshakes.REFUSED:
+                return socket not in self.endpoint.others
+            case Handshakes.REFUSED_EVERYWHERE:
+                return True
+
     def _open(
         self, socket: UdpSocket, header: QuicHeader, addr: NetworkAddress, host: str | None
     ) -> ConnectionProtocol | bytes:
         """Return a connection for a new client, or the answer that it gets instead."""
-        if self.handshakes is Handshakes.REFUSED or socket is not self.endpoint.socket:
+        if self._refuses(socket):
             return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
         original_cid, retry_cid = header.destination_cid, None
         if self._validation is not None:
@@ -284,7 +306,7 @@ class ConnectionRouter:
             session_ticket_handler=self._session_ticket_handler,
         )
         protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
-        connection.server_address = self.move(protocol, host)
+        connection.server_address = self._berth(protocol, socket, host)
         self._welcome(protocol, (header.destination_cid, connection.host_cid))
         return protocol
 

@@ -212,10 +212,18 @@ class Relocator:
         self._carry_out([action for action in actions if isinstance(action, Close)])
         released = [action for action in actions if isinstance(action, Release)]
         open_now = self.connections()
+        staying = {
+            name: protocol
+            for name, protocol in open_now.items()
+            if not self._router.is_movable(protocol)
+        }
         for action in released:
             if (protocol := open_now.get(action.connection_id)) is not None:
                 protocol.depart(forward, reason)
-        return tuple(action.connection_id for action in actions if isinstance(action, Close))
+        for protocol in staying.values():
+            protocol.close(reason_phrase=MIGRATED)
+        closed = [action.connection_id for action in actions if isinstance(action, Close)]
+        return (*closed, *staying)
 
     def reappear(self) -> tuple[str, ...]:
         """Own the frozen connections, which were switched, because the process has been moved.
@@ -289,11 +297,15 @@ class Relocator:
         return Situation(
             migration=self._options,
             current=self._router.endpoint.address,
-            connections={name: each.connection for name, each in self.connections().items()},
+            connections={
+                name: protocol.connection
+                for name, protocol in self.connections().items()
+                if self._router.is_movable(protocol)
+            },
             handshaking=[
                 protocol.connection.stable_id
                 for protocol in self._router.protocols
-                if not protocol.is_connected
+                if not protocol.is_connected and self._router.is_movable(protocol)
             ],
         )
 
@@ -320,7 +332,8 @@ class Relocator:
         migration.deadline = self._loop.call_later(deadline, self._deadline_passed)
         self._note_phase()
         for protocol in list(self._router.protocols):
-            if not protocol.is_connected and protocol.closed_by is None:
+            is_open = not protocol.is_connected and protocol.closed_by is None
+            if is_open and self._router.is_movable(protocol):
                 protocol.refuse("the server is about to move; connect again in a moment")
         self._carry_out(actions)
         return migration
@@ -432,8 +445,12 @@ class Relocator:
         if phase is self._published:
             return
         self._published = phase
-        accepted = self.sync.accepts_handshakes
-        self._router.handshakes = Handshakes.ACCEPTED if accepted else Handshakes.REFUSED
+        if self._may_not_begin or phase is Phase.DEPARTED:
+            self._router.handshakes = Handshakes.REFUSED_EVERYWHERE
+        elif self.sync.accepts_handshakes:
+            self._router.handshakes = Handshakes.ACCEPTED
+        else:
+            self._router.handshakes = Handshakes.REFUSED
         if migration is not None and phase is not Phase.PREPARING:
             if phase is not Phase.OVERDUE and migration.deadline is not None:
                 migration.deadline.cancel()

@@ -13,8 +13,9 @@ import asyncio
 import copy
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 from aioquic.asyncio.protocol import QuicStreamHandler
@@ -85,6 +86,11 @@ class Server:
         return self._router.endpoint.address
 
     @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the server is. The first one can be moved, the others stay."""
+        return self._router.endpoint.addresses
+
+    @property
     def phase(self) -> Phase:
         """Where the server is in a migration."""
         return self._relocator.sync.phase
@@ -117,11 +123,13 @@ class Server:
         progress = sync.progress
         return {
             "address": str(self.address),
+            "addresses": [str(address) for address in self.addresses],
             "phase": self.phase.value,
             "connections": [
                 {
                     "id": name,
                     "client": str(protocol.peer_address),
+                    "server": str(address_from_network(self._router.berth(protocol).local)),
                     "negotiated": _names(protocol.negotiated),
                     "state": protocol.connection.migration_state,
                     "progress": progress[name].value if name in progress else None,
@@ -280,7 +288,7 @@ class Server:
         await self.close()
 
     async def _close(self) -> None:
-        self._router.handshakes = Handshakes.REFUSED
+        self._router.handshakes = Handshakes.REFUSED_EVERYWHERE
         self._relocator.begin_nothing()
         if not self._out_of_time.is_set():
             await self._wind_down()
@@ -341,12 +349,13 @@ async def serve(
     grace: float = 0.0,
     startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
     key: bytes | None = None,
+    others: Sequence[tuple[str, int]] = (),
 ) -> Server:
     """Start a QUIC server.
 
     Args:
-        host: The name or address to listen at; an unspecified address stands for all of the
-            host's, of that family.
+        host: The name or address to listen at. ``0.0.0.0`` stands for all IPv4 addresses of the
+            host, ``::`` for those of both families: then the ones of IPv4 are a further address.
         port: The UDP port; 0 for any.
         configuration: As in aioquic, with a certificate; a `Configuration` also has the choices
             about server migration.
@@ -362,9 +371,11 @@ async def serve(
         key: At least 32 secret bytes that outlive the process (`load_key`). With them, clients are
             told by a stateless reset of connections that an earlier process had (RFC 9000 10.3),
             and Retry tokens of other processes with the same key are taken.
+        others: Further hosts and ports to listen at. `Server.switch` and a handover move the first
+            address only: connections at the others stay, or are closed if the server goes.
 
     Raises:
-        BindError: If the address cannot be bound.
+        BindError: If an address cannot be bound.
         ApplicationError: If the application fails to start.
         ConfigurationError: If the configuration is not one for a server.
         OSError: If the name cannot be resolved.
@@ -375,12 +386,10 @@ async def serve(
         raise ConfigurationError(
             "connection_id_length is 0, which tells connections apart by nothing; 8 is usual"
         )
-    infos = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-    )
-    address = address_from_network(infos[0][4])
-    if address is None:
-        raise ConfigurationError(f"{host!r} has no IP address; give one to listen at")
+    addresses: dict[Address, None] = {}
+    for where in ((host, port), *others):
+        addresses |= dict.fromkeys(await _resolve(*where))
+    address, *further = addresses
     application = None
     if app is not None:
         application = Application(app, startup_timeout=startup_timeout)
@@ -399,12 +408,27 @@ async def serve(
             resets=None if key is None else StatelessReset(key),
             stream_handler=stream_handler,
             linger=linger,
+            others=further,
         )
     except BaseException:
         if application is not None:
             await application.stop()
         raise
     return Server(router, configuration, application, grace)
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    """Return where to listen for a host."""
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+    )
+    address = address_from_network(infos[0][4])
+    if address is None:
+        raise ConfigurationError(f"{host!r} has no IP address; give one to listen at")
+    if address.family == 6 and address.host.is_unspecified:
+        # One socket for both would show IPv4 clients at addresses that no frame can carry.
+        return [address, Address(IPv4Address(0), port)]
+    return [address]
 
 
 def _names(protocols: MigrationProtocol | None) -> list[str] | None:

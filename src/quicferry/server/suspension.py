@@ -88,6 +88,12 @@ class Suspension:
             RelocationError: If the server is not prepared, clients would not find it at that
                 address, or a connection cannot be frozen; the server goes on then.
         """
+        if self._router.endpoint.others:
+            raise RelocationError(
+                RelocationErrorCode.CANNOT_FREEZE,
+                "a server with several addresses cannot be carried; start it with one --bind, for "
+                "IPv4 or for one IPv6 address",
+            )
         self._relocator.check_destination(address)
         open_now = dict(self._relocator.connections())
         self._moving = self._relocator.freeze()
