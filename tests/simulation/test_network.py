@@ -27,7 +27,8 @@ from quicferry.lab.simulation import (
     SimulationError,
     stock_configuration,
 )
-from quicferry.lab.simulation.network import START
+from quicferry.lab.simulation.coincidences import Loss, Losses, Moment
+from quicferry.lab.simulation.network import START, Datagram
 
 A: SimulatedAddress = ("10.0.0.1", 1)
 B: SimulatedAddress = ("10.0.0.2", 2)
@@ -281,3 +282,24 @@ def test_a_guard_notices_a_packet_number_that_was_used() -> None:
             with pytest.raises(InvariantError, match=f"packet number {number} "):
                 crypto.encrypt_packet(bytes(20), bytes(20), number)
     assert not guard.packets
+
+
+def test_losses_are_counted_from_their_moment() -> None:
+    losses = Losses(
+        (
+            Loss(Moment.SWITCH, by_client=True, skipped=1, count=2),
+            Loss(Moment.READINESS, by_client=False, skipped=0, count=1),
+        )
+    )
+
+    def fates(source: SimulatedAddress) -> list[bool]:
+        datagram = Datagram(START, source, C, b"")
+        return [losses.allows(datagram, B) for _ in range(4)]
+
+    assert fates(A) == fates(B) == [True] * 4
+    losses.now(Moment.SWITCH)
+    assert fates(A) == [True, False, False, True]
+    assert fates(B) == [True] * 4
+    losses.now(Moment.READINESS)
+    assert fates(B) == [False, True, True, True]
+    assert fates(A) == [True] * 4

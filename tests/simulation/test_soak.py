@@ -10,8 +10,9 @@ import pytest
 
 from quicferry.lab import soak
 from quicferry.lab.memory import resident_memory
+from quicferry.lab.simulation.coincidences import Moment
 from quicferry.lab.simulation.play import Journal, play
-from quicferry.lab.simulation.scenario import Ending, draw
+from quicferry.lab.simulation.scenario import ClientChange, Ending, draw
 from quicferry.protocol import MigrationProtocol, Policy, Scheduler
 
 
@@ -105,11 +106,36 @@ def test_scenarios_cover_what_they_should() -> None:
     assert {scenario.family for scenario in scenarios} == {4, 6}
     assert {move.ending for move in moves} == set(Ending)
     assert {len(scenario.pool) for scenario in scenarios} >= {0, 1, 2, 3, 6}
-    assert {len(scenario.moves) for scenario in scenarios} == {1, 2, 3}
+    assert {len(scenario.moves) for scenario in scenarios} == {1, 2, 3, 4}
     # Only the port changes; and back to where it came from.
     assert any(move.destination[0] == "10.0.0.1" and move.destination[1] == 4434 for move in moves)
     assert any(
         move.ending is Ending.SWITCH and move.destination == scenario.server
         for scenario in scenarios
         for move in scenario.moves
+    )
+
+
+def test_scenarios_let_things_coincide() -> None:
+    """The client's change of address within a round trip of a turn, there and back, and losses."""
+    scenarios = [draw(seed) for seed in range(500)]
+    close = there_and_back = losses = 0
+    for scenario in scenarios:
+        homes = [scenario.server]
+        for move in scenario.moves:
+            round_trip = 2 * max(p.delay for paths in scenario.paths.values() for p in paths)
+            turns = (move.alarm + move.linger, move.alarm + move.linger + move.frozen)
+            close += move.client_change is not ClientChange.NONE and any(
+                abs(move.client_changes_after - turn) < round_trip for turn in turns
+            )
+            losses += bool(move.losses)
+            if move.ending is Ending.SWITCH:
+                there_and_back += move.destination in homes
+                homes.append(move.destination)
+    moves = sum(len(scenario.moves) for scenario in scenarios)
+    assert close > 0.3 * moves
+    assert losses > 0.3 * moves
+    assert there_and_back > 0.15 * moves
+    assert {loss.after for s in scenarios for move in s.moves for loss in move.losses} == set(
+        Moment
     )

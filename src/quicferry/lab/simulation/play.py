@@ -21,6 +21,7 @@ from quicferry.protocol.options import ClientMigration, ServerMigration
 from quicferry.protocol.suite import MigrationProtocol
 from quicferry.transport import address_from_network
 
+from .coincidences import Losses, Moment
 from .configurations import client_configuration, server_configuration
 from .endpoint import Client, ServerEndpoint, ServerHost
 from .errors import InvariantError
@@ -118,6 +119,8 @@ class _Play:
             nat=scenario.nat,
             external=client_address(scenario.family, 2),
         )
+        self.losses = Losses(())
+        self.network.filters.append(lambda sent: self.losses.allows(sent, self.host.address))
         self.requests = Requests(self.client)
         self.client_addresses = 2
         self.client_changes_until = 0.0
@@ -182,6 +185,9 @@ class _Play:
     def move(self, move: Move) -> None:
         self.note("traffic starts")
         self.requests.start(move.lanes)
+        self.losses = Losses(move.losses)
+        if move.client_changes_early:
+            self.schedule_client_change(move)
         self.network.run_for(move.wait)
 
         target = None
@@ -193,6 +199,7 @@ class _Play:
             "the handshake's end",
         )
         self.events.begin(move)
+        self.losses.now(Moment.ANNOUNCEMENT)
         self.note(f"imminent: {move.protocol.name} to {move.destination}")
         self.server.migrating.imminent_migration(move.protocol, target, now=self.network.now)
         self.server.flush()
@@ -201,6 +208,7 @@ class _Play:
             return
         self.run_until(self.events.ready, "readiness")
         self.note("ready")
+        self.losses.now(Moment.READINESS)
         self.schedule(move)
         if move.alarm:
             self.alarm(move.alarm)
@@ -212,6 +220,7 @@ class _Play:
         self.host.freeze()
         self.network.run_for(move.frozen)
         self.note(f"network switch to {move.destination}")
+        self.losses.now(Moment.SWITCH)
         self.events.switched()
         self.host.resume(move.destination)
         self.migrations += 1
@@ -231,6 +240,10 @@ class _Play:
                 self.client.migrating.probe_server_address(now=self.network.now)
 
             self.client.call_later(move.asked_after, ask)
+        if not move.client_changes_early:
+            self.schedule_client_change(move)
+
+    def schedule_client_change(self, move: Move) -> None:
         if move.client_change is not ClientChange.NONE:
             self.client_changes_until = self.network.now + move.client_changes_after
             self.network.call_later(
@@ -241,6 +254,7 @@ class _Play:
         self.client_addresses += 1
         address = client_address(self.scenario.family, self.client_addresses)
         self.note(f"client, {move.client_change.value}: {address}")
+        self.losses.now(Moment.CLIENT_CHANGE)
         if move.client_change is ClientChange.MIGRATION:
             # It needs one for each place where it looks for its server, and must stay without
             # (RFC 9000 9.5).

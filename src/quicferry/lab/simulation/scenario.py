@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from quicferry.protocol.options import Policy, Scheduler
 from quicferry.protocol.suite import ALL_PROTOCOLS, MigrationProtocol
 
+from .coincidences import Loss, draw_close_to, draw_losses, draw_pause
 from .nat import NatKind
 from .network import Path, SimulatedAddress
 from .traffic import Answer, Exchange
@@ -74,8 +75,11 @@ class Move:
         asked_after: Seconds from readiness to the application's request to look for the server
             (proactive policy); None: it does not ask.
         client_change: What happens to the client's address.
-        client_changes_after: Seconds from readiness until then.
+        client_changes_early: Whether it happens before the server is ready.
+        client_changes_after: Seconds until then: from readiness, or early from the start of the
+            traffic.
         client_grace: Seconds for which the client's old address goes on working.
+        losses: Datagrams that are lost, whatever the paths are like.
     """
 
     protocol: MigrationProtocol
@@ -91,6 +95,8 @@ class Move:
     client_change: ClientChange
     client_changes_after: float
     client_grace: float
+    client_changes_early: bool = False
+    losses: tuple[Loss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,14 @@ def client_address(family: int, number: int) -> SimulatedAddress:
 
 def draw(seed: int) -> Scenario:
     """The scenario of this seed."""
+    rng = random.Random(f"coincidences {seed}")
+    scenario = _draw(seed, rng.random() < 0.5)
+    if rng.random() < 0.25:
+        return scenario
+    return _with_coincidences(scenario, rng)
+
+
+def _draw(seed: int, between_two_places: bool) -> Scenario:
     rng = random.Random(f"scenario {seed}")
     family = 4 if rng.random() < 0.75 else 6
     protocol = rng.choice(list(MigrationProtocol))
@@ -152,17 +166,21 @@ def draw(seed: int) -> Scenario:
     # All places that the server can be at: three hosts, and one of them with two ports.
     places = [server, server_address(family, 1, 4434)]
     places += [server_address(family, host) for host in range(2, 7)]
+    if between_two_places:
+        places = [server, rng.choice(places[1:])]
     pool: tuple[SimulatedAddress, ...] = ()
     if protocol is MigrationProtocol.POOL_OF_ADDRESSES:
         # With its first address in the pool, it can come back.
-        size = rng.choice((1, 1, 2, 3, 6))
-        pool = tuple(rng.sample(places[rng.choice((0, 1)) if size > 1 else 1 :], size))
+        size = min(rng.choice((1, 1, 2, 3, 6)), len(places))
+        first = rng.choice((0, 1)) if 1 < size < len(places) else int(size == 1)
+        pool = tuple(rng.sample(places[first:], size))
         places = list(pool)
 
     symmetric = protocol in SYMMETRIC_PROTOCOLS
     nat = rng.choice((None, None, NatKind.FULL_CONE, *(() if symmetric else tuple(NatKind))))
     knows_withdrawals = rng.random() < 0.75
-    moves = _draw_moves(rng, protocol, server, places, nat, knows_withdrawals)
+    count = rng.choice((2, 2, 3, 4) if between_two_places else (1, 1, 1, 2, 2, 3))
+    moves = _draw_moves(rng, protocol, server, places, nat, knows_withdrawals, count)
     addresses = {server, *pool, *(move.destination for move in moves)}
     restricted = nat in (NatKind.ADDRESS_RESTRICTED, NatKind.PORT_RESTRICTED)
     return Scenario(
@@ -187,6 +205,46 @@ def draw(seed: int) -> Scenario:
     )
 
 
+def _with_coincidences(scenario: Scenario, rng: random.Random) -> Scenario:
+    """Return the same with more at once: see `coincidences`."""
+    home, moves = scenario.server, []
+    for move in scenario.moves:
+        paths = (*scenario.paths[home], *scenario.paths[move.destination])
+        moves.append(_with_more_at_once(move, scenario.nat, 2 * max(p.delay for p in paths), rng))
+        if move.ending is Ending.SWITCH:
+            home = move.destination
+    return replace(scenario, moves=tuple(moves), keep_alive=2.0)
+
+
+def _with_more_at_once(
+    move: Move, nat: NatKind | None, round_trip: float, rng: random.Random
+) -> Move:
+    if move.ending is Ending.SWITCH:
+        move = replace(
+            move,
+            linger=rng.choice((0.0, round_trip, 2 * round_trip, 2 * round_trip)),
+            frozen=draw_pause(rng, round_trip),
+            alarm=move.alarm if rng.random() < 0.25 else 0.0,
+        )
+    freeze = move.alarm + move.linger
+    early = rng.random() < 0.2
+    # Early: at the announcement. Else at readiness, the freeze, the switch, or when the client
+    # has heard of that, and when its path is validated.
+    moments = (
+        (move.wait, move.wait + round_trip)
+        if early
+        else (0.0, freeze, freeze, freeze + move.frozen, freeze + move.frozen + round_trip)
+    )
+    change = ClientChange.MIGRATION if nat is None else ClientChange.NAT_REBINDING
+    return replace(
+        move,
+        client_change=change if rng.random() < 0.8 else ClientChange.NONE,
+        client_changes_early=early,
+        client_changes_after=max(0.0, draw_close_to(rng, moments, round_trip)),
+        losses=draw_losses(rng),
+    )
+
+
 def _protocols_of(moves: tuple[Move, ...], first: MigrationProtocol) -> MigrationProtocol:
     protocols = first
     for move in moves:
@@ -201,10 +259,11 @@ def _draw_moves(
     places: list[SimulatedAddress],
     nat: NatKind | None,
     knows_withdrawals: bool,
+    count: int,
 ) -> tuple[Move, ...]:
     moves: list[Move] = []
     current = server
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+    for _ in range(count):
         destination = rng.choice([place for place in places if place != current] or [None])
         if destination is None:
             break
