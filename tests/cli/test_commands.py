@@ -51,6 +51,12 @@ def test_url_with_a_user_and_without_a_scheme(tmp_path: Path) -> None:
         assert done.stdout.split(b"\n") == sent
         own = run("fetch", url, "--insecure", "-H", "Authorization: Bearer x")
         assert own.stdout.split(b"\n")[2:] == [b"authorization: Bearer x"]
+        form = run("fetch", said["address"], "--insecure", "-d", "a=1")
+        assert b"content-type: application/x-www-form-urlencoded" in form.stdout.split(b"\n")
+        other = ("-d", "{}", "-H", "Content-Type: application/json")
+        json_sent = run("fetch", said["address"], "--insecure", *other).stdout
+        assert json_sent.count(b"content-type") == 1
+        assert b"content-type: application/json" in json_sent
     finally:
         server.terminate()
         finish(server)

@@ -351,3 +351,21 @@ async def test_request_that_cannot_be_sent_leaves_the_connection_as_it_was() -> 
             await client.request("GET", "/", headers=[("x-large", "x" * 65536)])
         for headers in ([("x-large", "x" * 60_000)], []):
             assert (await client.request("GET", "/", headers=headers)).status == 200
+
+
+async def test_cancelled_requests_leave_nothing_behind() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with served(app) as server, http_client(server) as client:
+        for method in ("HEAD", "POST"):
+            requests = [asyncio.create_task(client.request(method, "/")) for _ in range(5)]
+            await client.ping()
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
+        await client.ping()
+        state = vars(client._http)
+        assert not any(state[kept] for kept in ("_bodiless", "_malformed", "_too_large"))

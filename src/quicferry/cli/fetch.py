@@ -57,6 +57,9 @@ AUTHORITIES_UNREADABLE = 77
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that are idempotent (RFC 9110 9.2.2)."""
 
+FORM = "application/x-www-form-urlencoded"
+"""What curl takes the data of -d for, and what applications expect of forms."""
+
 CERTIFICATE_ALERTS = {0x100 + alert for alert in (42, 43, 44, 45, 46, 48)}
 """QUIC connection errors that stand for a TLS alert about a certificate (RFC 9001 4.8)."""
 
@@ -134,7 +137,8 @@ class FetchOptions:
     "--data",
     type=data,
     metavar="DATA|@FILE",
-    help="Body; @FILE reads a file, @- standard input.",
+    help="Body; @FILE reads a file, @- standard input. It is sent as a form, unless -H gives "
+    "another content-type.",
 )
 @click.option(
     "-H",
@@ -255,6 +259,8 @@ def _options(
     names = {name for name, _ in headers}
     if parsed.authorization is not None and "authorization" not in names:
         headers = (*headers, ("authorization", parsed.authorization))
+    if data is not None and "content-type" not in names:
+        headers = (*headers, ("content-type", FORM))
     return FetchOptions(
         host=parsed.host,
         port=parsed.port,

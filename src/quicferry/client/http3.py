@@ -232,6 +232,7 @@ class HttpClient(ConnectionProtocol):
     def _finish(self, exchange: Exchange) -> None:
         """Forget a request, and cancel it as far as it is still under way."""
         del self._exchanges[exchange.stream_id]
+        self._http.forget_response(exchange.stream_id)
         exchange.stop_upload()
         if self.closed_by is not None or exchange.is_given_up:
             return

@@ -142,6 +142,10 @@ class Http3Connection(H3Connection):
         """Expect a response without a body on a stream: the request's method is HEAD."""
         self._bodiless.add(stream_id)
 
+    def forget_response(self, stream_id: int) -> None:
+        """Expect nothing more on a stream: its request is over, or was cancelled."""
+        self._bodiless.discard(stream_id)
+
     # Overridden from aioquic
 
     def _receive_stream_data(self, event: StreamDataReceived) -> list[H3Event]:
