@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aioquic.quic.logger import QuicLogger
-from simulated_pair import AWAY, Pair, address, pair, pool
+from simulated_pair import AWAY, HOME, Pair, address, pair, pool
 from support import EXPLICIT, POOL, SYMMETRIC, SYNCHRONIZED, named
 
 from quicferry.protocol import ClientMigration, MigrationProtocol, Policy, ServerMigration
@@ -116,3 +116,24 @@ def test_nothing_of_it_without_migration() -> None:
         assert not [
             event for event in trace_of(logger, "client") if event["name"].startswith("migration:")
         ]
+
+
+@pytest.mark.parametrize("protocol", [EXPLICIT, SYNCHRONIZED])
+def test_a_withdrawal(protocol: MigrationProtocol) -> None:
+    logger = QuicLogger()
+    with pair(logger=logger) as it:
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        it.server.migrating.abort_migration(now=it.network.now)
+        it.server.flush()
+        it.network.run_for(0.2)
+        withdrawal = {"frame_type": "server_migration", "address": str(address(HOME))}
+        told = address(AWAY) if protocol is EXPLICIT else None
+        for side, frame_list, expected in (
+            ("client", "packet_received", {"address": told and str(told)}),
+            ("server", "packet_sent", {}),
+        ):
+            trace = trace_of(logger, side)
+            assert frames(trace, frame_list)[-1] == withdrawal
+            event = [each for each in trace if each["name"].startswith("migration:")][-1]
+            name = "announcement_withdrawn" if side == "client" else "withdrawal_acknowledged"
+            assert (event["name"], event["data"]) == (f"migration:{name}", expected)

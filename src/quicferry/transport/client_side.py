@@ -452,6 +452,7 @@ class ClientSide:
                 case ReturnHome():
                     self._return_home(now)
                 case Forget():
+                    self._challenges.clear()
                     self._paths.forget_candidates()
                 case Commit():
                     self._must_ask_home = False

@@ -133,7 +133,9 @@ class Rebind(Mover):
         note = self._stage.note
         async with ManagementClient.connect(self._socket("home")) as management:
             imminent_at = time.monotonic()
-            preparation = await management.command("imminent", address=destination)
+            preparation = await management.command(
+                "imminent", address=destination, bind=destination
+            )
             if not preparation["ready"]:
                 raise DemoError(f"the server did not get ready to move: {preparation}")
             ready_at = time.monotonic()
