@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from simulated_pair import AWAY, HOME, Pair, pool
+from simulated_pair import AWAY, HOME, Pair, Until, pair, pool
 from support import EXPLICIT, POOL, THIRD, ping, server_for, wired_pair
 
 from quicferry.lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
+from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
+    HandshakeFinished,
     MigrationProtocol,
     Policy,
     Scheduler,
@@ -190,3 +192,19 @@ def test_paths_do_not_pile_up(protocol: MigrationProtocol) -> None:
         assert len(it.client.connection._network_paths) <= 16
         reserved = [path for path in it.client.connection._network_paths if path.peer_cid]
         assert len(reserved) <= 8
+
+
+def test_the_first_connection_ids_are_lost() -> None:
+    """However long the handshake took: a client that has given none yet is not one without any."""
+    with pair(until=Until.CLIENT_HELLO) as it:
+        it.network.filters[:] = [lambda sent: sent.source == HOME]
+        it.network.run_for(5)
+        server = it.server.migrating
+        assert server.spare_connection_ids == 0
+        assert not server.peer_connection_ids.have_run_out(it.network.now)
+        it.network.filters.clear()
+        it.network.run_until(
+            lambda: bool(events_of(it.server, HandshakeFinished)), limit=10, what="confirmation"
+        )
+        it.imminent(MigrationProtocol.SYMMETRIC)
+        assert server.spare_connection_ids > 0

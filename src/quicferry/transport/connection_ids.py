@@ -24,8 +24,13 @@ class PeerConnectionIds:
         self._empty_since: float | None = None
 
     def look(self, now: float) -> None:
-        """Take note of how many there are; to be called whenever that may have changed."""
-        if self._connection._peer_cid_available or not self._connection._peer_cid.cid:
+        """Take note of how many there are; to be called whenever that may have changed.
+
+        Until the handshake is confirmed the first may still be on their way, or lost.
+        """
+        connection = self._connection
+        has_some = connection._peer_cid_available or not connection._peer_cid.cid
+        if has_some or not connection._handshake_confirmed:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = now

@@ -256,10 +256,11 @@ class _Play:
         self.note(f"client, {move.client_change.value}: {address}")
         self.losses.now(Moment.CLIENT_CHANGE)
         if move.client_change is ClientChange.MIGRATION:
-            # It needs one for each place where it looks for its server, and must stay without
-            # (RFC 9000 9.5).
+            # It needs one for each place where it looks for its server, its server needs one, and
+            # it must stay without (RFC 9000 9.5).
             places = 1 + max(1, len(self.scenario.pool))
-            if self.client.spare_connection_ids < places:
+            server_spares = self.server.migrating.spare_connection_ids
+            if self.client.spare_connection_ids < places or not server_spares:
                 self.note("client stays, for want of connection IDs")
             else:
                 self.client.migrate(address, grace=move.client_grace)
