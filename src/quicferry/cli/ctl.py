@@ -403,7 +403,7 @@ def _describe_status(result: dict[str, Any]) -> list[str]:
         line = f"  {each['id']}  {each['client']}  {progress}  {protocols}"
         if others:
             line += f"  at {each['server']}"
-        if each["announced"] is not None:
+        if each.get("announced") is not None:  # servers of 0.1 do not say
             line += f"  (told to expect the server at {each['announced']})"
         lines.append(line)
     return lines

@@ -298,7 +298,7 @@ class ContainerRelocation(Relocation):
             self._announced = {
                 each["id"]: each["announced"]
                 for each in status["connections"]
-                if each["announced"] is not None and each["state"] == "idle"
+                if each.get("announced") is not None and each["state"] == "idle"
             }
 
     async def _bring_back(self, command: str) -> None:
