@@ -334,7 +334,7 @@ async def resume(session: Session) -> None:
 @ctl.command()
 @_command
 async def shutdown(session: Session) -> None:
-    """Close all connections and end the server."""
+    """End the server when running requests have ended, within its --grace."""
     session.show(await session.command("shutdown"), "the server shuts down")
 
 
