@@ -12,12 +12,13 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from simulated_pair import AWAY, HOME, RTT, Pair, genuine, pair
+from simulated_pair import AWAY, HOME, RTT, Pair, pair
 from support import (
     EXPLICIT,
     PING,
     SYMMETRIC,
     SYNCHRONIZED,
+    genuine_elsewhere,
     migrate,
     server_for,
     wired_pair,
@@ -175,11 +176,11 @@ def test_a_challenge_from_a_former_home(protocol: MigrationProtocol) -> None:
     with wired_pair(server=server_for(protocol, AWAY)) as (it, _):
         migrate(it, protocol, AWAY)
         it.imminent(protocol)
-        it.server.connection.change_connection_id()
-        it.deliver(it.client, genuine(it.server, bytes([PATH_CHALLENGE, *range(8)])), HOME)
+        challenge = bytes([PATH_CHALLENGE, *range(8)])
+        it.deliver(it.client, genuine_elsewhere(it, challenge), HOME)
         it.network.run_for(RTT)
         assert it.client.connection.get_peer_address() == AWAY
-        it.deliver(it.client, genuine(it.server, PING), HOME)
+        it.deliver(it.client, genuine_elsewhere(it, PING), HOME)
         assert it.client.connection.get_peer_address() == HOME
 
 

@@ -30,6 +30,8 @@ from quicferry.lab.simulation import (
     ThesisServer,
 )
 from quicferry.lab.simulation.invariants import check_alive, events_of
+from quicferry.lab.simulation.play import play
+from quicferry.lab.simulation.scenario import Peer, draw
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,
@@ -195,3 +197,30 @@ def test_a_client_that_waits_for_long_goes_on_asking() -> None:
             assert 10 <= len(wire.select(destination=AWAY)) < 50
         it.host.resume(AWAY)
         assert_works(it, AWAY)
+
+
+# Seeds that have failed once, and a few more.
+SERVER_SEEDS = [1, 56, 124, 183, 280, 377, 419, 470, 472, 569, 674, 711, 801, 805, 951, 1057, 1127]
+CLIENT_SEEDS = [12, 14, 22, 25, 77, 87]
+
+
+@pytest.mark.parametrize("seed", [*range(2000, 2020), *SERVER_SEEDS])
+def test_drawn_moves_of_its_server(seed: int) -> None:
+    play(draw(seed, Peer.THESIS_SERVER))
+
+
+@pytest.mark.parametrize("seed", [*range(2000, 2020), *CLIENT_SEEDS])
+def test_drawn_moves_with_its_client(seed: int) -> None:
+    play(draw(seed, Peer.THESIS_CLIENT))
+
+
+def test_drawn_moves_cover_what_they_should() -> None:
+    scenarios = [draw(seed, Peer.THESIS_SERVER) for seed in range(500)]
+    assert {len(scenario.moves) for scenario in scenarios} >= {1, 2, 3, 10}
+    assert max(len(scenario.pool) for scenario in scenarios) > 7
+    assert max(scenario.copies for scenario in scenarios) > 20
+    assert any(
+        len({move.protocol for move in scenario.moves}) == 3 and move.alarm
+        for scenario in scenarios
+        for move in scenario.moves
+    )

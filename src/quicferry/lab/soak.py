@@ -25,7 +25,7 @@ from aioquic.quic.logger import QuicLogger
 from .memory import resident_memory
 from .simulation.errors import SimulationError
 from .simulation.play import Journal, play
-from .simulation.scenario import draw
+from .simulation.scenario import Peer, draw
 from .simulation.trace import lines
 
 CHUNK = 25
@@ -40,13 +40,15 @@ class Failure:
 
     seed: int
     error: str
+    peer: Peer = Peer.OURS
 
     def __str__(self) -> str:
+        peer = "" if self.peer is Peer.OURS else f"--peer {self.peer.value} "
         return (
             f"seed {self.seed} failed: {self.error}\n"
-            f"{pprint.pformat(draw(self.seed), width=100, indent=1)}\n"
+            f"{pprint.pformat(draw(self.seed, self.peer), width=100, indent=1)}\n"
             f"to play it again: python -m quicferry.lab.soak --seeds {self.seed}..{self.seed} "
-            "--trace"
+            f"{peer}--trace"
         )
 
 
@@ -70,7 +72,7 @@ class Result:
     memory: int
 
 
-def play_seeds(seeds: Iterable[int]) -> Result:
+def play_seeds(seeds: Iterable[int], peer: Peer = Peer.OURS) -> Result:
     """Play these seeds, and go on after a failure."""
     count = migrations = false_alarms = exchanges = 0
     duration = 0.0
@@ -79,11 +81,11 @@ def play_seeds(seeds: Iterable[int]) -> Result:
     for seed in seeds:
         count += 1
         try:
-            outcome = play(draw(seed))
+            outcome = play(draw(seed, peer))
         except Exception as exc:  # whatever a seed brings to light is a finding
             where = traceback.extract_tb(exc.__traceback__)[-1]
             error = f"{type(exc).__name__}: {exc} ({Path(where.filename).name}:{where.lineno})"
-            failures.append(Failure(seed, error))
+            failures.append(Failure(seed, error, peer))
             continue
         migrations += outcome.migrations
         false_alarms += outcome.false_alarms
@@ -115,12 +117,12 @@ def parse_seeds(text: str) -> Iterable[int]:
         raise argparse.ArgumentTypeError("give N, A..B, or forever") from None
 
 
-def trace(seed: int) -> None:
+def trace(seed: int, peer: Peer = Peer.OURS) -> None:
     """Play one seed and print what both sides log, in virtual time."""
     logger = QuicLogger()
     journal: Journal = []
     try:
-        outcome = str(play(draw(seed), logger, journal))
+        outcome = str(play(draw(seed, peer), logger, journal))
     except SimulationError as exc:
         outcome = f"seed {seed} failed: {exc}"
     for line in lines(logger, journal):
@@ -186,14 +188,14 @@ def _chunks(seeds: Iterable[int]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _results(seeds: Iterable[int], jobs: int) -> Iterator[Result]:
+def _results(seeds: Iterable[int], jobs: int, peer: Peer) -> Iterator[Result]:
     if jobs == 1:
-        yield from map(play_seeds, _chunks(seeds))
+        yield from (play_seeds(chunk, peer) for chunk in _chunks(seeds))
         return
     with ProcessPoolExecutor(jobs) as pool:
         under_way: deque[Future[Result]] = deque()
         for chunk in _chunks(seeds):
-            under_way.append(pool.submit(play_seeds, chunk))
+            under_way.append(pool.submit(play_seeds, chunk, peer))
             if len(under_way) > 2 * jobs:
                 yield under_way.popleft().result()
         while under_way:
@@ -208,15 +210,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
+        "--peer",
+        type=Peer,
+        default=Peer.OURS,
+        choices=Peer,
+        metavar="|".join(peer.value for peer in Peer),
+        help="let one side behave as the thesis's implementation does",
+    )
+    parser.add_argument(
         "--trace", action="store_true", help="play one after the other, and print what happens"
     )
     options = parser.parse_args(arguments)
     if options.trace:
         for seed in options.seeds:
-            trace(seed)
+            trace(seed, options.peer)
         return 0
     try:
-        return report(_results(options.seeds, options.jobs))
+        return report(_results(options.seeds, options.jobs, options.peer))
     except KeyboardInterrupt:
         return 130
 

@@ -14,8 +14,9 @@ DEFAULT_PROBE_INTERVAL = 0.02
 DEFAULT_SWITCH_TIMEOUT = 0.04
 """The longest probe timeout of a server right after a network switch, in seconds."""
 
-MAX_POOL_SIZE = 7
-"""A client needs a connection ID for each address (RFC 9000 9.5): of 8, one is in use already."""
+MAX_POOL_SIZE = 32
+"""What a client looks through. It has connection IDs for seven addresses at a time, of 8 (RFC 9000
+9.5), and tries more of them in turn."""
 
 
 class Policy(enum.Enum):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # At one challenge every 20 ms, an answer is recognised for two and a half seconds.
 _REMEMBERED_CHALLENGES = 128
 _REMEMBERED_HOMES = 4
+_REMEMBERED_IDS = 8
 MAX_UNNAMED = 4
 """Addresses that the server has not named, and that are asked whether it is there, at a time."""
 
@@ -45,9 +46,8 @@ class ClientPaths:
 
     Attributes:
         home: The path to where the server is as far as is proven.
+        changes_ids: Whether the server was seen to change its connection ID without moving.
         probes: The candidates' addresses, each with the number of probes that it was sent.
-        home_id: The connection ID that the server is proven to use at home, by the handshake or by
-            an answer to a challenge; empty if none is.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class ClientPaths:
         self._connection = connection
         self._may_probe = may_probe
         self._connection_ids = connection_ids
-        self._overheard: dict[NetworkAddress, int] = {}
+        self._overheard: set[NetworkAddress] = set()
         self._home_state: PathState | None = None
         self._former_homes: deque[QuicNetworkPath] = deque()
         self._not_preferred: QuicNetworkPath | None = None
         self._spent: deque[QuicConnectionId] = deque()
-        self.home_id: bytes = connection.host_cid
+        self.changes_ids = False
+        self._is_shared = False
+        self._home_ids: deque[bytes] = deque([connection.host_cid], maxlen=_REMEMBERED_IDS)
 
     @property
     def in_use(self) -> QuicNetworkPath:
@@ -87,13 +89,15 @@ class ClientPaths:
         return tuple(path.local_challenges) if path is not None else ()
 
     def is_copied(self, source: NetworkAddress, connection_id: bytes) -> bool:
-        """Return whether a packet was sent from home, and copied from another address.
+        """Return whether a packet may have been sent from home, and copied from another address.
 
-        A server that has moved uses a connection ID that it did not use at home (RFC 9000 9.5).
-        Only one that is proven to be used there counts, by the handshake or by the answer to the
-        challenge: the source of any other packet could be forged itself.
+        A server that has moved uses a connection ID that it did not use at home (RFC 9000 9.5), or
+        should: there are some that keep it, and change it when they answer a challenge. Once that
+        was seen, theirs tell nothing of where they are.
         """
-        if not connection_id or connection_id != self.home_id:
+        if not connection_id:
+            return False
+        if connection_id not in self._home_ids and not self.changes_ids:
             return False
         path = self._find(source)
         foreign = path is not None and self._is_foreign(path)
@@ -110,8 +114,9 @@ class ClientPaths:
             or self._connection._peer_cid_available
             or not self._connection._peer_cid.cid
             or self._spent
-            or self._expendable()
-            or self._are_all_in_use(now)
+            or self._spare_owners()
+            or (self._are_all_in_use(now) and any(p.peer_cid for p in self._candidates()))
+            or self.may_share(now)
         )
 
     def to(
@@ -128,8 +133,8 @@ class ClientPaths:
         target = network_address(address, self.in_use.addr)
         path = self._find(target) or QuicNetworkPath(target)
         if path is not self.in_use and path.peer_cid is None:
-            path.peer_cid = self._take_connection_id() or self._share_connection_id(asked, now)
-            if path.peer_cid is None:
+            path.peer_cid = self._take_connection_id() or self._inherit_connection_id(asked, now)
+            if path.peer_cid is None and not self.may_share(now):
                 return None
         if path is not self.home and target not in self.probes:
             self.probes[target] = 0
@@ -142,14 +147,15 @@ class ClientPaths:
             self._former_homes.remove(path)
         return path
 
-    def overhear(
-        self, address: Address, packet_number: int, size: int, now: float
-    ) -> QuicNetworkPath | None:
+    def answered_at_home(self, connection_id: bytes) -> None:
+        """Take note of an answer to a challenge, after the one that has made this home."""
+        self.changes_ids |= bool(self._home_ids) and connection_id not in self._home_ids
+
+    def overhear(self, address: Address, size: int, now: float) -> QuicNetworkPath | None:
         """Return the path to ask where a packet comes from that does not tell its sender.
 
         Args:
             address: Its source.
-            packet_number: Its number.
             size: The size of its datagram in bytes.
             now: The current time in seconds.
 
@@ -164,22 +170,33 @@ class ClientPaths:
         path = self.to(address, now)
         if path is not None:
             path.bytes_received += size  # of the limit against amplification (RFC 9000 8)
-            self._overheard[path.addr] = packet_number
+            self._overheard.add(path.addr)
         return path
 
     def is_overheard(self, path: QuicNetworkPath) -> bool:
         """Return whether a path was asked because of what was overheard from there."""
         return path.addr in self._overheard
 
-    def heard_home(self, packet_number: int) -> None:
-        """Take note that home has sent something new, after what was overheard elsewhere.
+    def heard_home(self, connection_id: bytes) -> None:
+        """Take note of what the server uses at home.
 
-        An answer from an address that nobody has named counts no more then: a packet that was
-        copied and sent from there (RFC 9000 9.3.2), by somebody who passes on the challenge too,
-        must not win against a server that has not moved.
+        The source may be forged, and the server be somewhere else already. Then it has to prove
+        that, as it does if its packets are overheard.
+        """
+        if connection_id not in self._home_ids:
+            if self._home_ids:
+                self.changes_ids = True
+            self._home_ids.append(connection_id)
+
+    def home_answered(self) -> None:
+        """Take note that home has answered what it was asked because of what was overheard.
+
+        Answers from addresses that nobody has named count no more: a packet that was copied and
+        sent from there (RFC 9000 9.3.2), by somebody who passes on the challenge too, must not win
+        against a server that has not moved.
         """
         for path in self._expendable():
-            if self._overheard.get(path.addr, packet_number) < packet_number:
+            if path.addr in self._overheard and path is not self.in_use:
                 path.local_challenges.clear()
 
     def use(self, path: QuicNetworkPath, now: float) -> None:
@@ -191,9 +208,11 @@ class ClientPaths:
         if path.peer_cid is None:
             # The server has retired it (RFC 9000 19.15). Where it has left us no other, it has
             # itself to blame that the one in use is seen at two addresses.
-            path.peer_cid = self._take_connection_id() or connection._peer_cid
-        left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
-        path.peer_cid = None
+            path.peer_cid = self._take_connection_id()
+            self._is_shared = path.peer_cid is None
+        if path.peer_cid is not None:
+            left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
+            path.peer_cid = None
         connection._spin_bit = False  # RFC 9000 17.4
         connection._network_paths.remove(path)
         connection._network_paths.insert(0, path)
@@ -232,7 +251,7 @@ class ClientPaths:
         former = self.home
         self._make_home(self.in_use)
         self.home.is_validated = True
-        self.home_id = connection_id
+        self._home_ids.append(connection_id)
         self.forget_candidates()
         self.probes = dict.fromkeys(self.probes, 0)
         self._overheard.clear()
@@ -251,17 +270,25 @@ class ClientPaths:
     def change_connection_ids(self) -> None:
         """Replace the connection IDs of paths not in use: the client's own address has changed."""
         connection = self._connection
+        self._home_ids.clear()  # the server replaces its own
         for path in connection._network_paths[1:]:
             if path.peer_cid is None or self._is_foreign(path) or not path.peer_cid.cid:
                 continue
             available = connection._peer_cid_available
             if available or path is not self.home:
-                if path.peer_cid is not connection._peer_cid:
-                    connection._retire_peer_cid(path.peer_cid)
+                connection._retire_peer_cid(path.peer_cid)
                 path.peer_cid = available.pop(0) if available else None
 
     def retire_spent(self) -> None:
-        """Retire the connection IDs of paths that are forgotten; the server will send new ones."""
+        """Retire the connection IDs of paths that are forgotten; the server will send new ones.
+
+        So is the one in use, if another path had to use it as well, and there are others now.
+        """
+        connection = self._connection
+        if self._is_shared and connection._peer_cid_available:
+            self._is_shared = False
+            connection._retire_peer_cid(connection._peer_cid)
+            connection._consume_peer_cid()
         while self._spent:
             cid = self._spent.popleft()
             if cid is not self._connection._peer_cid:
@@ -282,6 +309,10 @@ class ClientPaths:
             if path is not self.in_use and not self._may_probe(address_of(path))
         ]
 
+    def _spare_owners(self) -> list[QuicNetworkPath]:
+        """Return those of them that have a connection ID."""
+        return [path for path in self._expendable() if path.peer_cid is not None]
+
     def _find(self, source: NetworkAddress) -> QuicNetworkPath | None:
         return next((p for p in self._connection._network_paths if p.addr == source), None)
 
@@ -301,7 +332,7 @@ class ClientPaths:
     def _make_home(self, path: QuicNetworkPath) -> None:
         former, self.home = self.home, path
         self._home_state = None
-        self.home_id = b""
+        self._home_ids.clear()
         self.probes.pop(path.addr, None)
         # Late packets still come from there, but it starts afresh should the server return.
         former.is_validated = False
@@ -316,7 +347,7 @@ class ClientPaths:
         self._spend(path)
         self._connection._network_paths.remove(path)
         self.probes.pop(path.addr, None)
-        self._overheard.pop(path.addr, None)
+        self._overheard.discard(path.addr)
         if path in self._former_homes:
             self._former_homes.remove(path)
 
@@ -340,7 +371,7 @@ class ClientPaths:
         if connection._peer_cid_available:
             return connection._peer_cid_available.pop(0)
         if not self._spent:
-            for path in self._expendable()[:1]:
+            for path in self._spare_owners()[:1]:
                 self._forget(path)
         return self._spent.popleft() if self._spent else None
 
@@ -352,29 +383,31 @@ class ClientPaths:
         limit: int = connection._local_active_connection_id_limit
         return len(held) >= limit or self._connection_ids.have_run_out(now)
 
-    def _share_connection_id(
+    def _inherit_connection_id(
         self, asked: Collection[QuicNetworkPath], now: float
     ) -> QuicConnectionId | None:
         """Return a connection ID that another path has used, or None.
 
         A pool may be larger than the number of connection IDs, and a server that has moved replaces
-        none before it is found; others replace none at all. RFC 9000 9.5 is for what is available.
+        none before it is found. RFC 9000 9.5 is for what is available.
         """
-        connection = self._connection
-        if not self._are_all_in_use(now):
-            return None
-        owners = [
-            path
-            for path in self._candidates()
-            if path.peer_cid is not None and path.peer_cid is not connection._peer_cid
-        ]
-        for path in owners:
-            if path not in asked:
-                cid, path.peer_cid = path.peer_cid, None
-                connection._network_paths.remove(path)
-                connection._network_paths.append(path)  # its turn comes again after the others
-                return cid
-        return None if owners else connection._peer_cid
+        if self._are_all_in_use(now):
+            for path in self._candidates():
+                if path.peer_cid is not None and path not in asked:
+                    cid, path.peer_cid = path.peer_cid, None
+                    # Its turn comes again after the others.
+                    self._connection._network_paths.remove(path)
+                    self._connection._network_paths.append(path)
+                    return cid
+        return None
+
+    def may_share(self, now: float) -> bool:
+        """Return whether the connection ID in use has to do for other paths as well.
+
+        Paths that share it have none of their own.
+        """
+        has_others = any(path.peer_cid is not None for path in self._candidates())
+        return not has_others and self._connection_ids.have_run_out(now)
 
 
 def address_of(path: QuicNetworkPath) -> Address:

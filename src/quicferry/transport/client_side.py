@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aioquic.quic.connection import QuicNetworkPath, stream_is_unidirectional
+from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath, stream_is_unidirectional
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.stream import QuicStream
@@ -54,6 +54,7 @@ _SMALL_PROBE = 180
 # the connection when it has none left. So many round trips of the path in use must be over before
 # the first of as many challenges counts for answered or lost.
 _UNANSWERED_FOR = 1.5
+_FEW_CONNECTION_IDS = 2
 # With a server that was seen to spend them, at least so many seconds: the new path may be longer.
 _UNANSWERED_AT_LEAST = 0.3
 _PATH_RESPONSE = bytes([QuicFrameType.PATH_RESPONSE])
@@ -92,9 +93,9 @@ class ClientSide:
         self._challenged_at: dict[NetworkAddress, float] = {}
         self._next_in_turn = 0
         self._must_ask_home = False
+        self._asked_home_by = -1
         self._asks_of_unnamed: deque[float] = deque(maxlen=MAX_UNNAMED)
         self._delivered: set[int] = {0}
-        self._server_spends = False
         self._answered_with = b""
         self._silent_since = -1
         self._heard_at: float | None = None
@@ -161,7 +162,7 @@ class ClientSide:
         if any(_PATH_RESPONSE + challenge in payload for challenge in challenges):
             return True
         if may_ask and number > self._connection.newest_packet:
-            path = self._paths.overhear(address, number, len(data), now)
+            path = self._paths.overhear(address, len(data), now)
             if path is not None:
                 self._challenges.append(path)
                 if not self.machine.may_probe(address):
@@ -178,6 +179,10 @@ class ClientSide:
         timeout = self._connection._loss.get_probe_timeout()
         is_first = len(asks) < MAX_UNNAMED or now >= asks[0] + timeout
         return is_first or self.machine.may_probe(address)
+
+    def is_known(self, source: NetworkAddress) -> bool:
+        """Return whether there is a path to an address to be kept."""
+        return source in self._paths.probes
 
     def expects(self, source: NetworkAddress) -> bool:
         """Return whether a datagram from an address without a path may be looked at."""
@@ -221,7 +226,7 @@ class ClientSide:
         if address is not None:
             self._run(self.machine.packet_received(address, packet_number), now)
             if source == self._paths.home.addr == self._paths.in_use.addr:
-                self._paths.heard_home(packet_number)
+                self._paths.heard_home(connection_id)
                 self._paths.retire_spent()
 
     def timeout(self, now: float) -> None:
@@ -271,9 +276,8 @@ class ClientSide:
         path.validation_deadline = None
         path.local_challenges.clear()
         if path is self._paths.in_use:
-            if path is self._paths.home and source == path.addr:
-                self._server_spends |= self._paths.home_id not in (b"", connection_id)
-                self._paths.home_id = connection_id
+            if path is self._paths.home:
+                self._paths.answered_at_home(connection_id)
             self._stop_validating()
             if not self._challenge_is_full:
                 # The limit against amplification was in the way (RFC 9000 8.2.1).
@@ -356,14 +360,25 @@ class ClientSide:
             self._connection._write_path_challenge_frame(builder=builder, network_path=path)
             self._challenge_path_in_use = False
 
+    def _spare_connection_ids(self) -> int:
+        """Return how many of our connection IDs the server has, besides the one that it uses."""
+        own = self._connection._host_cids
+        return sum(cid.sequence_number in self._delivered for cid in own) - 1
+
+    def _connection_id_to_provide(self) -> QuicConnectionId | None:
+        """Return one to be sent along with a challenge, where the server may have none to spend."""
+        if self._spare_connection_ids() >= _FEW_CONNECTION_IDS:
+            return None
+        own = self._connection._host_cids
+        return next((cid for cid in own if cid.sequence_number not in self._delivered), None)
+
     def _challenge_interval(self) -> float:
         """Return how many seconds there have to be between two challenges of one address."""
-        own = self._connection._host_cids
-        spare = sum(cid.sequence_number in self._delivered for cid in own) - 1
         if not self._connection.host_cid:
             return 0.0
+        spare = self._spare_connection_ids()
         unanswered_for = _UNANSWERED_FOR * self._connection._loss.get_probe_timeout()
-        if self._server_spends:
+        if self._paths.changes_ids:
             unanswered_for = max(unanswered_for, _UNANSWERED_AT_LEAST)
         return unanswered_for / max(1, spare - 1)
 
@@ -380,7 +395,9 @@ class ClientSide:
             datagrams += self._probe(path, now, asks_for_path=True)
         if self._must_ask_home:
             self._must_ask_home = False
-            datagrams += self._probe(self._paths.home, now, asks_for_path=False)
+            home = self._paths.to(address_of(self._paths.home), now)
+            if home is not None:
+                datagrams += self._probe(home, now, asks_for_path=False)
         return datagrams
 
     def _probe(
@@ -388,7 +405,9 @@ class ClientSide:
     ) -> list[tuple[bytes, NetworkAddress]]:
         """Return a datagram with a PATH_CHALLENGE or else a PING, and nothing else."""
         connection = self._connection
-        cid = connection._peer_cid if path is self._paths.in_use else path.peer_cid
+        cid = path.peer_cid
+        if path is self._paths.in_use or (cid is None and self._paths.may_share(now)):
+            cid = connection._peer_cid
         if cid is None:
             return []
         assert connection._version is not None
@@ -401,9 +420,12 @@ class ClientSide:
             quic_logger=connection._quic_logger,
             version=connection._version,
         )
-        builder.max_total_bytes = probe_size(cid.cid)
+        provided = self._connection_id_to_provide() if asks_for_path else None
+        builder.max_total_bytes = probe_size(cid.cid, provided.cid if provided else None)
         builder.start_packet(QuicPacketType.ONE_RTT, connection._cryptos[Epoch.ONE_RTT])
         try:
+            if provided is not None:
+                connection._write_new_connection_id_frame(builder, provided)
             if asks_for_path:
                 connection._write_path_challenge_frame(builder=builder, network_path=path)
                 self._challenged_at[path.addr] = now
@@ -414,6 +436,9 @@ class ClientSide:
                     }
             else:
                 connection._write_ping_frame(builder, comment="probe")
+                connection._loss.awaited.pop(self._asked_home_by, None)
+                self._asked_home_by = builder.packet_number
+                connection._loss.awaited[self._asked_home_by] = self._paths.home_answered
         except QuicPacketBuilderStop:
             raise AssertionError("a probe fits into the size computed for it") from None
         datagrams: list[tuple[bytes, NetworkAddress]] = connection._flush_builder(

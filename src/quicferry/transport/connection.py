@@ -457,7 +457,8 @@ class Connection(Negotiation, StreamControl):
         path.local_challenge_sent = True  # nothing is sent there meanwhile
         self._network_paths.append(path)
         super().receive_datagram(data, addr, now)
-        if path.peer_cid is None and path is not self._network_paths[0]:
+        is_used = path is self._network_paths[0] or client.is_known(addr)
+        if path in self._network_paths and path.peer_cid is None and not is_used:
             self._network_paths.remove(path)
 
     @property

@@ -26,6 +26,7 @@ _CONNECTION = """
     _configuration _logger _on_new_connection_id_delivery _send_probe _state
     _abandon_path_validation _add_network_path _close_at _close_begin _close_end _close_event
     _close_pending _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
+    _consume_peer_cid
     _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
     _initialize _is_client _local_active_connection_id_limit _local_initial_source_connection_id
     _loss _loss_at
@@ -35,7 +36,7 @@ _CONNECTION = """
     _retire_connection_ids
     _retire_peer_cid _serialize_transport_parameters _spaces _spin_bit _streams _streams_queue
     _version _write_connection_limits _write_path_challenge_frame _write_path_response_frame
-    _write_ping_frame _write_stream_limits
+    _write_new_connection_id_frame _write_ping_frame _write_stream_limits
 """
 _RECOVERY = """
     _cc _detect_loss _get_loss_space _in_persistent_congestion _on_packets_lost _pacer _pto_count

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from aioquic.quic.connection import NEW_CONNECTION_ID_FRAME_CAPACITY
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 
 _TAG_SIZE = 16
 _PATH_CHALLENGE_SIZE = 1 + 8
 
 
-def probe_size(connection_id: bytes) -> int:
-    """Return the size in bytes of a 1-RTT datagram with a PATH_CHALLENGE and nothing else."""
-    return 1 + len(connection_id) + 2 + _PATH_CHALLENGE_SIZE + _TAG_SIZE
+def probe_size(connection_id: bytes, provided: bytes | None = None) -> int:
+    """Return the size in bytes of a 1-RTT datagram with a PATH_CHALLENGE and nothing else.
+
+    Args:
+        connection_id: Its destination connection ID.
+        provided: What a NEW_CONNECTION_ID in it provides; None if there is none.
+    """
+    size = 1 + len(connection_id) + 2 + _PATH_CHALLENGE_SIZE + _TAG_SIZE
+    return size if provided is None else size + NEW_CONNECTION_ID_FRAME_CAPACITY
 
 
 class ProbeBuilder(QuicPacketBuilder):

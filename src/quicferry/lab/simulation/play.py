@@ -8,6 +8,7 @@ trace.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from quicferry.protocol.errors import MigrationErrorCode
 from quicferry.protocol.events import HandshakeFinished, PoolAddressAcknowledged
 from quicferry.protocol.options import ClientMigration, ServerMigration
 from quicferry.protocol.suite import MigrationProtocol
-from quicferry.transport import address_from_network
+from quicferry.transport import Connection, address_from_network
 
 from .coincidences import Losses, Moment
 from .configurations import client_configuration, server_configuration
@@ -34,8 +35,9 @@ from .invariants import (
     events_of,
 )
 from .network import Datagram, SimulatedAddress
-from .scenario import ClientChange, Ending, Follow, Move, Scenario, client_address
+from .scenario import ClientChange, Ending, Follow, Move, Peer, Scenario, client_address
 from .simulation import Simulation
+from .thesis import ThesisClient, ThesisServer
 from .traffic import Exchange, Requests, Responder
 
 LIMIT = 60.0
@@ -102,6 +104,7 @@ class _Play:
         self.host: ServerHost = simulation.server(
             scenario.server,
             server_configuration(ServerMigration(pool=pool), logger),
+            connection_type=ThesisServer if scenario.peer is Peer.THESIS_SERVER else Connection,
             application=Responder,
         )
         self.client: Client = simulation.client(
@@ -116,11 +119,16 @@ class _Play:
                 ),
                 logger,
             ),
+            connection_type=ThesisClient if scenario.peer is Peer.THESIS_CLIENT else Connection,
             nat=scenario.nat,
             external=client_address(scenario.family, 2),
         )
         self.losses = Losses(())
         self.network.filters.append(lambda sent: self.losses.allows(sent, self.host.address))
+        simulation.observer.may_reuse = self.may_reuse
+        self.without_connection_ids: set[str] = set()
+        self.copies = scenario.copies
+        self.random = random.Random(f"copies {scenario.seed}")
         self.requests = Requests(self.client)
         self.client_addresses = 2
         self.client_changes_until = 0.0
@@ -130,6 +138,29 @@ class _Play:
     @property
     def server(self) -> ServerEndpoint:
         return self.host.endpoints[0]
+
+    def may_reuse(self, sender: str) -> bool:
+        """Whether an endpoint may use a connection ID again: its peer replaces none."""
+        if self.scenario.peer is Peer.OURS:
+            return False
+        side = self.client if sender == self.client.name else self.server
+        if self.scenario.peer is Peer.THESIS_SERVER and side is self.server:
+            return True
+        if side.migrating.spare_connection_ids == 0:
+            self.without_connection_ids.add(sender)
+        return sender in self.without_connection_ids
+
+    def copy(self, datagram: Datagram) -> None:
+        """Send what is on its way to the client from a forged address, so that it comes first."""
+        if datagram.destination != self.client.external or self.copies <= 0:
+            return
+        if self.random.random() < 0.5:
+            self.copies -= 1
+            forged = self.random.choice(self.scenario.copied_from)
+            # What seems to come from home and comes first takes the genuine packet's place: who can
+            # do that with every packet keeps the two apart for as long as he likes.
+            if forged not in (datagram.source, self.client.connection.get_peer_address()):
+                self.network.call_later(0.001, lambda: self.client.receive(datagram.data, forged))
 
     def note(self, words: str) -> None:
         self.journal.append((self.network.now, words))
@@ -154,6 +185,7 @@ class _Play:
             )
             check_pool(self.client, self.scenario.pool)
 
+        self.network.taps.append(self.copy)
         self.events = EventCheck(self.client, self.server)
         path_state = PathStateCheck(self.client, self.scenario.server)
         self.network.watchers += [path_state, self.events]

@@ -41,6 +41,14 @@ class Ending(enum.Enum):
     """It gives it up before the server is ready."""
 
 
+class Peer(enum.Enum):
+    """Whether one of the two sides is a double of the thesis's (see `.thesis`)."""
+
+    OURS = "ours"
+    THESIS_SERVER = "thesis-server"
+    THESIS_CLIENT = "thesis-client"
+
+
 class Follow(enum.Enum):
     """When the next move begins."""
 
@@ -117,6 +125,9 @@ class Scenario:
         nat: What stands before the client.
         keep_alive: Seconds between the client's pings while it waits; None: it sends none.
         moves: The relocations.
+        peer: Whether one side is a double.
+        copies: How many packets to the client somebody copies, and sends faster than the network.
+        copied_from: The addresses that the copies seem to come from.
     """
 
     seed: int
@@ -132,6 +143,9 @@ class Scenario:
     nat: NatKind | None
     keep_alive: float | None
     moves: tuple[Move, ...]
+    peer: Peer = Peer.OURS
+    copies: int = 0
+    copied_from: tuple[SimulatedAddress, ...] = ()
 
 
 def server_address(family: int, host: int, port: int = 4433) -> SimulatedAddress:
@@ -148,46 +162,73 @@ def client_address(family: int, number: int) -> SimulatedAddress:
     return (f"2001:db8:1::{number:x}", 50_000 + number, 0, 0)
 
 
-def draw(seed: int) -> Scenario:
-    """The scenario of this seed."""
+def draw(seed: int, peer: Peer = Peer.OURS) -> Scenario:
+    """The scenario of this seed.
+
+    With a double of the thesis's, there are more relocations in a row and larger pools, packets are
+    copied, and round trips take 18 to 250 ms. Nothing can be withdrawn, and the next move begins
+    when all is quiet: any acknowledged PATH_RESPONSE ends a migration of the thesis's server.
+    """
+    if peer is not Peer.OURS:
+        return _draw(seed, False, peer)
     rng = random.Random(f"coincidences {seed}")
-    scenario = _draw(seed, rng.random() < 0.5)
+    scenario = _draw(seed, rng.random() < 0.5, peer)
     if rng.random() < 0.25:
         return scenario
     return _with_coincidences(scenario, rng)
 
 
-def _draw(seed: int, between_two_places: bool) -> Scenario:
-    rng = random.Random(f"scenario {seed}")
+def _draw(seed: int, between_two_places: bool, peer: Peer) -> Scenario:
+    is_ours = peer is Peer.OURS
+    rng = random.Random(f"scenario {seed}" if is_ours else f"scenario {seed} {peer.value}")
     family = 4 if rng.random() < 0.75 else 6
     protocol = rng.choice(list(MigrationProtocol))
     server = server_address(family, 1)
 
     # All places that the server can be at: three hosts, and one of them with two ports.
     places = [server, server_address(family, 1, 4434)]
-    places += [server_address(family, host) for host in range(2, 7)]
+    places += [server_address(family, host) for host in range(2, 7 if is_ours else 11)]
     if between_two_places:
         places = [server, rng.choice(places[1:])]
     pool: tuple[SimulatedAddress, ...] = ()
     if protocol is MigrationProtocol.POOL_OF_ADDRESSES:
         # With its first address in the pool, it can come back.
-        size = min(rng.choice((1, 1, 2, 3, 6)), len(places))
+        size = min(rng.choice((1, 1, 2, 3, 6) if is_ours else (1, 2, 3, 6, 9)), len(places))
         first = rng.choice((0, 1)) if 1 < size < len(places) else int(size == 1)
         pool = tuple(rng.sample(places[first:], size))
         places = list(pool)
 
     symmetric = protocol in SYMMETRIC_PROTOCOLS
     nat = rng.choice((None, None, NatKind.FULL_CONE, *(() if symmetric else tuple(NatKind))))
-    knows_withdrawals = rng.random() < 0.75
-    count = rng.choice((2, 2, 3, 4) if between_two_places else (1, 1, 1, 2, 2, 3))
+    knows_withdrawals = rng.random() < 0.75 and is_ours
+    counts: tuple[int, ...] = (1, 1, 1, 2, 2, 3) if is_ours else (1, 1, 2, 2, 3, 10)
+    count = rng.choice((2, 2, 3, 4) if between_two_places else counts)
     moves = _draw_moves(rng, protocol, server, places, nat, knows_withdrawals, count)
+    if not is_ours:
+        moves = tuple(replace(move, follow=Follow.SETTLED) for move in moves)
+    protocols = ALL_PROTOCOLS if rng.random() < 0.7 else _protocols_of(moves, protocol)
+    policy = rng.choice(list(Policy))
+    scheduler = rng.choice(list(Scheduler))
+    asks = policy is Policy.EAGER or (pool and scheduler is Scheduler.PARALLEL)
+    if peer is Peer.THESIS_SERVER and asks:
+        # It supports no probes from another address of its client than the one that it knows.
+        moves = tuple(replace(move, client_change=ClientChange.NONE) for move in moves)
+    if peer is Peer.THESIS_CLIENT:
+        # It never moves of itself, and its server could not answer at another address of a client
+        # that has left it no connection ID for that.
+        moves = tuple(
+            move
+            if move.client_change is ClientChange.NAT_REBINDING
+            else replace(move, client_change=ClientChange.NONE)
+            for move in moves
+        )
     addresses = {server, *pool, *(move.destination for move in moves)}
     restricted = nat in (NatKind.ADDRESS_RESTRICTED, NatKind.PORT_RESTRICTED)
-    return Scenario(
+    scenario = Scenario(
         seed=seed,
-        protocols=ALL_PROTOCOLS if rng.random() < 0.7 else _protocols_of(moves, protocol),
-        policy=rng.choice(list(Policy)),
-        scheduler=rng.choice(list(Scheduler)),
+        protocols=protocols,
+        policy=policy,
+        scheduler=scheduler,
         knows_withdrawals=knows_withdrawals,
         probe_interval=rng.choice((0.02, 0.04, 0.1)),
         family=family,
@@ -202,6 +243,36 @@ def _draw(seed: int, between_two_places: bool) -> Scenario:
         if restricted or any(m.client_change is not ClientChange.NONE for m in moves)
         else None,
         moves=moves,
+        peer=peer,
+    )
+    return scenario if is_ours else _with_double(rng, scenario, places)
+
+
+def _with_double(
+    rng: random.Random, scenario: Scenario, places: list[SimulatedAddress]
+) -> Scenario:
+    delay = 0.009 * (125 / 9) ** rng.random()
+    paths = {}
+    for address, ways in scenario.paths.items():
+        # A first challenge is answered in one round trip of the new path. Before that nobody knows
+        # how long it is; if it were much longer, the challenges sent meanwhile would be too many.
+        factor = rng.uniform(0.8, 1.3) * delay / ways[0].delay
+        to_client, to_server = (
+            replace(
+                way,
+                delay=way.delay * factor,
+                jitter=way.jitter * factor,
+                reordering_delay=way.reordering_delay * factor,
+            )
+            for way in ways
+        )
+        paths[address] = to_client, to_server
+    forged = (client_address(scenario.family, 90), *places)
+    return replace(
+        scenario,
+        paths=paths,
+        copies=rng.choice((0, 0, rng.randrange(1, 5), rng.randrange(1, 30))),
+        copied_from=tuple(rng.sample(forged, rng.randrange(1, len(forged) + 1))),
     )
 
 
