@@ -26,11 +26,17 @@ class PeerConnectionIds:
     def look(self, now: float) -> None:
         """Take note of how many there are; to be called whenever that may have changed.
 
-        Until the handshake is confirmed the first may still be on their way, or lost.
+        Until the handshake is confirmed the first may still be on their way, or lost. A client does
+        not wait for that: its server may have confirmed it, and moved.
         """
         connection = self._connection
         has_some = connection._peer_cid_available or not connection._peer_cid.cid
-        if has_some or not connection._handshake_confirmed:
+        is_early = not (
+            connection._handshake_complete
+            if connection._is_client
+            else connection._handshake_confirmed
+        )
+        if has_some or is_early:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = now
