@@ -18,7 +18,7 @@ from quicferry.protocol import (
     ServerMigration,
 )
 
-POOL = tuple(MigrationAddress.of(Address.parse(f"192.0.2.{n}:4433")) for n in range(1, 9))
+POOL = tuple(MigrationAddress.of(Address.parse(f"192.0.2.{n}:4433")) for n in range(1, 34))
 
 
 def test_defaults() -> None:
@@ -70,6 +70,6 @@ def test_pool_has_each_address_once(pool: tuple[MigrationAddress, ...]) -> None:
 
 
 def test_pool_size() -> None:
-    assert len(ServerMigration(pool=POOL[:7]).pool) == 7
-    with pytest.raises(ValueError, match="at most 7"):
+    assert len(ServerMigration(pool=POOL[:32]).pool) == 32
+    with pytest.raises(ValueError, match="at most 32"):
         ServerMigration(pool=POOL)
