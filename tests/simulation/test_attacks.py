@@ -478,6 +478,36 @@ def test_flood_of_genuine_packets_from_many_addresses() -> None:
         assert_unharmed(it)
 
 
+def test_flood_of_copies_from_many_addresses() -> None:
+    """Each could be the server's; four are asked in a probe timeout, and home is asked as well."""
+    with pair(19) as it:
+        it.imminent(SYMMETRIC)
+        challenges = {True: 0, False: 0}
+
+        def tap(datagram: Datagram) -> None:
+            if datagram.source == it.client.external and len(datagram.data) <= CHALLENGE_SIZE:
+                challenges[datagram.destination == HOME] += 1
+
+        it.network.taps.append(tap)
+        sources = [(f"10.9.{number >> 8}.{number & 255}", 4433) for number in range(2000)]
+        started = it.network.now
+        for number, source in enumerate(sources):
+            copy = genuine(it.server, PING)
+            it.deliver(it.client, copy, source)
+            if number % 4 == 0:
+                it.network.run_for(0.001)
+        timeout = it.client.connection._loss.get_probe_timeout()
+        asked = 4 * (1 + (it.network.now - started) / min(timeout, 0.02))
+        assert 0 < challenges[False] <= asked
+        assert len(it.client.connection._network_paths) <= MAX_NETWORK_PATHS
+        assert not events_of(it.client, MigrationCompleted)
+        it.network.run_for(1)
+        assert_unharmed(it)
+        it.relocate(AWAY)
+        it.network.run_for(1)
+        assert_unharmed(it, AWAY)
+
+
 def test_flood_of_garbage_from_many_addresses() -> None:
     with pair(18) as it:
         rng = random.Random(1)

@@ -165,6 +165,9 @@ class ClientPaths:
         source = network_address(address, self.in_use.addr)
         unnamed = self._expendable()
         if source not in self.probes and not self._may_probe(address):
+            unused = self._connection._peer_cid_available or not self._connection._peer_cid.cid
+            if not unused and not self._connection_ids.have_run_out(now):
+                return None  # those that were used are being replaced
             for oldest in unnamed[: max(0, len(unnamed) + 1 - MAX_UNNAMED)]:
                 self._forget(oldest)
         path = self.to(address, now)
