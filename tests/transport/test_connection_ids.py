@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from simulated_pair import AWAY, HOME, Pair, Until, pair, pool
+from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
 from support import EXPLICIT, POOL, THIRD, ping, server_for, wired_pair
 
 from quicferry.lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
@@ -23,6 +23,7 @@ from quicferry.protocol import (
 )
 
 MOVED: SimulatedAddress = ("10.1.0.99", 50009)
+PING = b"\x01"
 PROTOCOLS = pytest.mark.parametrize("protocol", MigrationProtocol)
 POLICIES = pytest.mark.parametrize("policy", Policy)
 SCHEDULERS = pytest.mark.parametrize("scheduler", Scheduler)
@@ -208,3 +209,15 @@ def test_the_first_connection_ids_are_lost() -> None:
         )
         it.imminent(MigrationProtocol.SYMMETRIC)
         assert server.spare_connection_ids > 0
+
+
+def test_reordered_packets_around_a_change_cost_nothing() -> None:
+    """The server answers a new connection ID of its client with one of its own, and once."""
+    with pair() as it:
+        before = it.server.migrating.spare_connection_ids
+        late = [genuine(it.client, PING) for _ in range(before)]
+        it.client.connection.change_connection_id()
+        for old in late:
+            it.deliver(it.server, genuine(it.client, PING), it.client.external)
+            it.deliver(it.server, old, it.client.external)
+        assert it.server.migrating.spare_connection_ids == before - 1

@@ -529,13 +529,20 @@ class Connection(Negotiation, StreamControl):
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
-        if self._client is None or context.epoch is not _ONE_RTT:
+        side = self._client or self._server
+        if side is None or context.epoch is not _ONE_RTT:
             return super()._payload_received(context, plain, crypto_frame_required)
         is_newest = self._received.current > self._spaces[_ONE_RTT].largest_received_packet
         self._received_is_newest = is_newest
         is_ack_eliciting, is_probing = super()._payload_received(
             context, plain, crypto_frame_required
         )
+        if self._client is None:
+            if not is_newest:
+                # aioquic takes it for a change of the client's connection ID, and answers each with
+                # one of its own: reordered packets around a change would use them all up.
+                context.host_cid = self.host_cid
+            return is_ack_eliciting, is_probing
         if is_ack_eliciting:
             self._client.heard(context.time)
         if is_newest and not is_probing and self._state not in END_STATES:
