@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from quicferry.lab.simulation import Answer, Exchange, NatKind, Path, SimulatedAddress
+from quicferry.lab.simulation.coincidences import Loss, Moment
 from quicferry.lab.simulation.play import play
 from quicferry.lab.simulation.scenario import (
     GRACE,
@@ -214,6 +217,78 @@ FOUND = {
         ),
         move(SYMMETRIC, HOME, frozen=0.3, after=0.30091555918109186),
         move(SYMMETRIC, AWAY, (Exchange(16937, 77),), frozen=0.004, after=0.007965726727783411),
+    ),
+    "an answer comes late, and what acknowledges it is lost": replace(
+        scenario(
+            41003998,
+            (
+                (
+                    Path(
+                        delay=0.007868176141400627,
+                        rate=23021523.15310678,
+                        reordering=0.03635463187712984,
+                        reordering_delay=0.00333241318492974,
+                        duplication=0.02906957854518707,
+                    ),
+                    Path(
+                        delay=0.007868176141400627,
+                        rate=23021523.15310678,
+                        loss=0.015742027485291882,
+                        jitter=0.0014165817984194949,
+                        reordering=2.686779086288338e-05,
+                        reordering_delay=0.00779609213526016,
+                    ),
+                ),
+                (
+                    Path(
+                        delay=0.00425706020454081,
+                        loss=0.00277341806663588,
+                        jitter=0.0020630549115355696,
+                        reordering=0.044145691708795044,
+                        reordering_delay=0.003949477391025582,
+                    ),
+                    Path(
+                        delay=0.00425706020454081,
+                        loss=0.04895376662993306,
+                        reordering_delay=0.003304643394794229,
+                    ),
+                ),
+            ),
+            NatKind.FULL_CONE,
+            replace(
+                move(
+                    MigrationProtocol.EXPLICIT,
+                    AWAY,
+                    requests(
+                        (326, 1789),
+                        (374, 3797),
+                        (1057, 3901),
+                        (1196, 1216),
+                        (1634, 355),
+                        (76, 602),
+                        (650, 3968),
+                        (766, 4391),
+                        (1025, 2318),
+                        (278, 3687),
+                        (46, 4251),
+                        (29, 582),
+                        (952, 1160),
+                        (550, 1264),
+                        (1760, 906),
+                        (417, 1746),
+                        (1071, 1781),
+                        (1129, 4111),
+                    ),
+                    wait=0.03264909872269287,
+                    linger=0.031472704565602506,
+                    frozen=0.015736352282801253,
+                    change=REBINDING,
+                    after=0.03977846870172262,
+                ),
+                losses=(Loss(Moment.CLIENT_CHANGE, by_client=False, skipped=1, count=1),),
+            ),
+        ),
+        probe_interval=0.02,
     ),
 }
 

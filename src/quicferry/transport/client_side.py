@@ -59,6 +59,7 @@ _FEW_CONNECTION_IDS = 2
 _UNANSWERED_AT_LEAST = 0.3
 _PATH_RESPONSE = bytes([QuicFrameType.PATH_RESPONSE])
 _REMEMBERED_ADDRESSES = 64
+_AWAITED_ACKNOWLEDGEMENTS = 64
 # Seconds between two challenges of an address from which packets were overheard
 _OVERHEARD_INTERVAL = 0.02
 
@@ -97,6 +98,7 @@ class ClientSide:
         self._asks_of_unnamed: deque[float] = deque(maxlen=MAX_UNNAMED)
         self._delivered: set[int] = {0}
         self._answered_with = b""
+        self._answer: int | None = None
         self._silent_since = -1
         self._heard_at: float | None = None
         self._challenge_path_in_use = False
@@ -270,6 +272,7 @@ class ClientSide:
         path = self._paths.challenged_by(data)
         if path is None:
             return False
+        self._answer = packet_number
         if source != path.addr and path is not self._paths.in_use:
             return True
         path.is_validated = True
@@ -293,6 +296,25 @@ class ClientSide:
                 now,
             )
         return True
+
+    def acknowledgement_written(self, packet_number: int) -> None:
+        """Take note that a packet acknowledges all that was received."""
+        awaited = self._connection._loss.awaited
+        if self._answer is not None and len(awaited) < _AWAITED_ACKNOWLEDGEMENTS:
+            awaited[packet_number] = self._answer_acknowledged
+
+    def _answer_acknowledged(self) -> None:
+        self._answer = None
+
+    def acknowledge_answer(self) -> None:
+        """Acknowledge the last PATH_RESPONSE until the server is known to have heard of it.
+
+        An acknowledgement that has arrived ends those of lower packet numbers (RFC 9000 13.2.4).
+        One of them may have come in late, and what acknowledged it may be lost: the server would
+        not learn that its migration is complete.
+        """
+        if self._answer is not None:
+            self._connection._spaces[Epoch.ONE_RTT].ack_queue.add(self._answer, self._answer + 1)
 
     def follow_preferred_address(self) -> None:
         """Take note where aioquic itself has moved to the server's preferred address."""

@@ -734,6 +734,20 @@ class Connection(Negotiation, StreamControl):
         if self._server is not None and network_path is self._network_paths[0]:
             self._server.challenge_written(builder)
 
+    def _write_ack_frame(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
+    ) -> None:
+        super()._write_ack_frame(builder, space, now)
+        if self._client is not None and space is self._spaces[_ONE_RTT]:
+            self._client.acknowledgement_written(builder.packet_number)
+
+    def _on_ack_delivery(
+        self, delivery: QuicDeliveryState, space: QuicPacketSpace, highest_acked: int
+    ) -> None:
+        super()._on_ack_delivery(delivery, space, highest_acked)
+        if self._client is not None and space is self._spaces[_ONE_RTT]:
+            self._client.acknowledge_answer()
+
     def _write_path_response_frame(self, builder: QuicPacketBuilder, challenge: bytes) -> None:
         super()._write_path_response_frame(builder, challenge)
         if self._server is not None:

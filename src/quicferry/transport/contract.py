@@ -36,7 +36,8 @@ _CONNECTION = """
     _retire_connection_ids
     _retire_peer_cid _serialize_transport_parameters _spaces _spin_bit _streams _streams_queue
     _version _write_connection_limits _write_path_challenge_frame _write_path_response_frame
-    _write_new_connection_id_frame _write_ping_frame _write_stream_limits
+    _on_ack_delivery _write_ack_frame _write_new_connection_id_frame _write_ping_frame
+    _write_stream_limits
 """
 _RECOVERY = """
     _cc _detect_loss _get_loss_space _in_persistent_congestion _on_packets_lost _pacer _pto_count
