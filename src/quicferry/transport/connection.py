@@ -671,7 +671,7 @@ class Connection(Negotiation, StreamControl):
         """
         if self._seal.is_shut or self._seal.holds_back(self._packet_number):
             return []
-        with self._thrift():
+        with self._thrift(), self._shared_connection_id(now):
             datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
         if self._server is not None:
             self._server.sent(now)
@@ -705,6 +705,24 @@ class Connection(Negotiation, StreamControl):
         finally:
             path.bytes_sent -= held_back
             space.ack_at = space.ack_at or acknowledge_at
+
+    @contextmanager
+    def _shared_connection_id(self, now: float) -> Iterator[None]:
+        """Answer a client's challenge from another address, also if it gives no ID for that.
+
+        RFC 9000 9.5 is for what is available: a client that asks a server that has moved, behind a
+        NAT that rebinds, would never be answered.
+        """
+        paths: list[QuicNetworkPath] = []
+        if self._server is not None and self.peer_connection_ids.have_run_out(now):
+            paths = [path for path in self._network_paths[1:] if path.peer_cid is None]
+        for path in paths:
+            path.peer_cid = self._peer_cid
+        try:
+            yield
+        finally:
+            for path in paths:
+                path.peer_cid = None
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         # Called for every 1-RTT packet after the handshake, before stream data is written

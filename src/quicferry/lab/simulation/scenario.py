@@ -214,8 +214,7 @@ def _draw(seed: int, between_two_places: bool, peer: Peer) -> Scenario:
         # It supports no probes from another address of its client than the one that it knows.
         moves = tuple(replace(move, client_change=ClientChange.NONE) for move in moves)
     if peer is Peer.THESIS_CLIENT:
-        # It never moves of itself, and its server could not answer at another address of a client
-        # that has left it no connection ID for that.
+        # It never moves of itself.
         moves = tuple(
             move
             if move.client_change is ClientChange.NAT_REBINDING
