@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+from quicferry.lab.containers.bundle import prepare_bundle
 from quicferry.lab.containers.figures import has_soft_dirty
 from quicferry.lab.containers.settings import Settings
-from quicferry.lab.containers.site import Site
+from quicferry.lab.containers.site import POOL, Site
 from quicferry.lab.demo.processes import Child
 from quicferry.lab.evaluation import scripts
 from quicferry.lab.evaluation.move import FOLLOW_LIMIT, Move
@@ -15,6 +16,7 @@ from quicferry.lab.evaluation.netns import far_path, near_path
 from quicferry.lab.evaluation.result import Result, failure
 from quicferry.lab.evaluation.run import Run, Script
 from quicferry.lab.evaluation.scripts import RunError, Stage
+from quicferry.lab.ground import DESTINATION, SOURCE
 from quicferry.protocol import protocol_from_name
 from quicferry.relocation import Compression, Step, Technique
 
@@ -33,6 +35,9 @@ async def carry_out(run: Run) -> Result:
     """
     try:
         await _check(run)
+        # A slow disk may take minutes for it, which are no part of the run's time.
+        bundle_for = scripts.pool(run) or POOL
+        await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION), bundle_for)
         stage = ContainerStage(run)
     except Exception as exc:
         return failure(run, exc)
