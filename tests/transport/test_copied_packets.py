@@ -9,6 +9,7 @@ from simulated_pair import AWAY, ELSEWHERE, HOME, Pair, genuine
 from support import (
     EXPLICIT,
     PING,
+    POOL,
     SYMMETRIC,
     SYNCHRONIZED,
     THIRD,
@@ -30,6 +31,7 @@ from quicferry.protocol import (
     MigrationCompleted,
     MigrationProtocol,
     Policy,
+    Scheduler,
 )
 
 
@@ -137,3 +139,27 @@ def test_copies_from_many_addresses_at_the_switch(protocol: MigrationProtocol) -
         it.relocate(AWAY, frozen=0.05)
         assert_works(it, AWAY)
         assert len(events_of(it.client, MigrationCompleted)) == 1
+
+
+def test_copies_from_a_pool_leave_no_deadline_behind() -> None:
+    """A later search comes by an address that was once taken for the server's, but was not it."""
+    client = ClientMigration(policy=Policy.REACTIVE, scheduler=Scheduler.CYCLIC)
+    server = server_for(POOL, AWAY, THIRD)
+    with wired_pair(client=client, server=server) as (it, _):
+        it.imminent(POOL)
+        it.requests.start([[Exchange(10, 10)]])
+        it.host.freeze()
+        wait_for_state(it, "pool_probing")
+        for forged in (AWAY, THIRD):
+            it.deliver(it.client, genuine_elsewhere(it, PING), forged)
+            assert it.client.migrating.migration_state == "validating_pool"
+        it.host.resume(THIRD)
+        assert_works(it, THIRD)
+        it.network.run_for(5)  # longer than the validation of a path may take
+        it.imminent(POOL)
+        it.requests.start([[Exchange(10, 10)]])
+        it.host.freeze()
+        wait_for_state(it, "pool_probing")
+        it.network.run_for(2)
+        it.host.resume(AWAY)
+        assert_works(it, AWAY)

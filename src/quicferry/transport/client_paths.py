@@ -216,6 +216,7 @@ class ClientPaths:
         if path.peer_cid is not None:
             left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
             path.peer_cid = None
+        left.validation_deadline = None  # it may be in use again, to look for the server there
         connection._spin_bit = False  # RFC 9000 17.4
         connection._network_paths.remove(path)
         connection._network_paths.insert(0, path)
@@ -233,7 +234,6 @@ class ClientPaths:
         self.use(self.home, now)
         for path in self._candidates():
             path.is_validated = False
-            path.validation_deadline = None
         self.forget_candidates()
 
     def forget_candidates(self) -> None:

@@ -256,6 +256,7 @@ class ClientSide:
 
     def validation_failed(self, now: float) -> None:
         """Handle that the path in use could not be validated in time."""
+        self._paths.in_use.validation_deadline = None
         self._run(self.machine.validation_failed(), now)
 
     def path_answered(

@@ -21,12 +21,16 @@ from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from quicferry.protocol.events import MigrationEvent
 from quicferry.transport import Connection
 
+from .errors import SimulationError
 from .nat import Nat
 from .network import Network, SimulatedAddress
 from .observer import CONNECTION_ID_LENGTH, Observer
 
 TICK = 1e-6
 """Seconds. A timer that is due fires a moment later: on a real clock time goes on meanwhile."""
+
+WAKES_FOR_NOTHING = 1000
+"""So many times a timer may be due again at once: more would keep a processor busy."""
 
 
 class Application(Protocol):
@@ -71,6 +75,7 @@ class Endpoint(ABC):
         self._observer = observer
         self._timer_at: float | None = None
         self._wake_at: float | None = None
+        self._due_again = 0
 
     @property
     @abstractmethod
@@ -159,6 +164,10 @@ class Endpoint(ABC):
         if now >= self._timer_at:
             self.connection.handle_timer(now)
             self.flush()
+            is_due = self._timer_at is not None and self._timer_at <= now
+            self._due_again = self._due_again + 1 if is_due else 0
+            if self._due_again > WAKES_FOR_NOTHING:
+                raise SimulationError(f"{self.name} does not do what its timer is for")
         else:
             self._set_timer()
 
