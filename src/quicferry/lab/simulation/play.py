@@ -340,6 +340,11 @@ class _Play:
             self.exchange()
         else:
             raise InvariantError(disagreement(self.client, self.server))
+        if self.scenario.peer is Peer.THESIS_SERVER:
+            # A late acknowledgement of a PATH_RESPONSE would end the next migration.
+            self.run_until(
+                lambda: not self.server.migrating.path_estimate.bytes_in_flight, "acknowledgements"
+            )
         self.events.check()
 
     def exchange(self) -> None:
