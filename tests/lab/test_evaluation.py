@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from quicferry.lab.evaluation.experiment import (
@@ -17,7 +19,7 @@ from quicferry.lab.evaluation.experiment import (
     parse,
 )
 from quicferry.lab.evaluation.result import At, Relocation, Request, Result
-from quicferry.lab.evaluation.run import Backend, Run
+from quicferry.lab.evaluation.run import Backend, Peer, Run
 from quicferry.lab.evaluation.store import TABLES, Settings, Store, StoreError, find, read
 
 SETTINGS = Settings("experiment 1", Backend.SIM, is_quick=True)
@@ -75,6 +77,23 @@ def test_the_simulation_assumes_silences_and_the_others_find_them() -> None:
         assert {run.silence for run in load(2).runs(Choices(backend, repetitions=1))} == {None}
 
 
+def test_the_double_of_the_thesiss_server_has_every_arm_in_the_simulation_alone() -> None:
+    runs = load(1).runs(Choices(repetitions=1))
+    ours, theirs = (
+        {(run.arm, run.loss_percent) for run in runs if run.peer is peer} for peer in Peer
+    )
+    assert ours == theirs
+    assert len(theirs) == 10 * 2
+    assert {run.peer for run in load(1).runs(Choices(Backend.NETNS))} == {Peer.OURS}
+    (run,) = load(1).runs(
+        Choices(
+            repetitions=1,
+            only={"peer": ("thesis-server",), "arm": ("Symmetric",), "loss_percent": ("0",)},
+        )
+    )
+    assert "thesis-server" in str(run)
+
+
 def test_time_can_be_scaled() -> None:
     (run,) = load(6).runs(Choices(time_scale=0.01))
     assert (run.interval, run.duration) == (6, 36)
@@ -104,6 +123,12 @@ def test_a_backend_that_an_experiment_has_not() -> None:
         ("requests = 5", "reqests = 5", "no parameter 'reqests'"),
         ('arm = ["a"]', 'arm = ["b"]', "lacks 'b'"),
         ("number = 9", "number = ", "not well declared"),
+        ("requests = 5", 'peer = "nobody"', "not well declared"),
+        (
+            'backends = ["sim"]\n[fixed]',
+            'backends = ["netns"]\n[fixed]\npeer = "thesis-server"',
+            "only on sim",
+        ),
     ],
 )
 def test_a_file_that_is_wrong(old: str, new: str, error: str) -> None:
@@ -116,6 +141,12 @@ def test_a_run_is_known_by_all_of_its_parameters() -> None:
     first, second, *_ = parse(SMALL).runs(Choices())
     assert first.key == parse(SMALL).runs(Choices())[0].key
     assert first.key != second.key
+    assert replace(first, peer=Peer.THESIS_SERVER).key != first.key
+
+
+def test_a_run_keeps_the_key_that_it_had_before_there_was_a_choice_of_peers() -> None:
+    run, *_ = load(0).runs(Choices())
+    assert run.key == "b226a30ec05522e6"
 
 
 def _result(run: Run) -> Result:
@@ -173,6 +204,23 @@ def test_rows_say_what_they_were_found_with(tmp_path: Path) -> None:
     rows = read(tmp_path).requests
     for column in ("quicferry", "aioquic", "python", "kernel", "seed", "loss_percent", "backend"):
         assert rows[column].null_count() == 0
+
+
+def test_tables_from_before_there_was_a_choice_of_peers_are_of_ours(tmp_path: Path) -> None:
+    runs = load(1).runs(Choices(is_quick=True))
+    _keep(tmp_path, runs, runs[:2])
+    with Store(tmp_path, SETTINGS, runs) as store:
+        store.complete()
+    _keep(tmp_path, runs, runs[2:4])
+    for path in [*tmp_path.glob("*.parquet"), *tmp_path.glob("parts/*.parquet")]:
+        pl.read_parquet(path).drop("peer").write_parquet(path)
+    before = read(tmp_path)
+    assert set(before.requests["peer"]) == set(before.runs["peer"]) == {"ours"}
+    _keep(tmp_path, runs, runs[4:])
+    with Store(tmp_path, SETTINGS, runs) as store:
+        assert store.finished() == {run.key for run in runs}
+        store.complete()
+    assert read(tmp_path).runs["peer"].to_list() == [run.peer.value for run in runs]
 
 
 def test_a_part_that_was_not_finished_does_not_count(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from quicferry.lab.bench.report import Figure, as_json
 from quicferry.lab.evaluation import bounds, metrics, report, store, thesis
 from quicferry.lab.evaluation.result import At, Relocation, Request, Result, failure
-from quicferry.lab.evaluation.run import Backend, Run, Script
+from quicferry.lab.evaluation.run import Backend, Peer, Run, Script
 
 FIRST = Run(
     experiment=1,
@@ -248,6 +248,45 @@ def test_figures_are_reached_or_missed(tmp_path: Path) -> None:
     compared = named(figures, "Symmetric: median to plain")
     assert (round(compared.value, 6), compared.is_met) == (1.05, True)
     assert json.loads(as_json(figures))
+
+
+def test_a_double_of_the_thesiss_server_may_be_slower_by_a_round_trip(tmp_path: Path) -> None:
+    theirs = replace(FIRST, peer=Peer.THESIS_SERVER, whose="ours")
+    symmetric = replace(FIRST, arm="Symmetric", protocol="symmetric")
+    results = [
+        *first_requests(FIRST, [0.150, 0.160, 0.170]),
+        *first_requests(symmetric, [0.018]),
+        *first_requests(theirs, [0.177, 0.178, 0.5]),
+        *first_requests(replace(symmetric, peer=Peer.THESIS_SERVER), [0.030]),
+        *first_requests(replace(FIRST, loss_percent=1.5), [0.160]),
+        *first_requests(replace(theirs, loss_percent=1.5), [0.179]),
+        failure(replace(theirs, loss_percent=1.5, seed=2, repetition=2), RuntimeError("lost")),
+        *first_requests(replace(theirs, arm="unheard of"), [9.0]),
+    ]
+    path = keep(tmp_path, results)
+    figures = bounds.figures([store.read(path)])
+    lossless = named(figures, "thesis-server, 0 % loss")
+    assert lossless.value == pytest.approx(18)
+    assert lossless.note.endswith("of 2 protocols and policies: reactive Explicit")
+    lossy = named(figures, "thesis-server, 1.5 % loss")
+    assert (lossy.at_most, lossy.is_met) == (18, False)
+    failed = named(figures, "thesis-server: failed runs")
+    assert (failed.value, failed.is_met, failed.note) == (1, False, "of 7")
+    # Those of our own server are what they would be without it.
+    alone = bounds.figures([store.read(keep(tmp_path / "alone", [*results[:4], results[8]]))])
+    assert [figure for figure in figures if figure in alone] == alone
+    text = report.write(path)[0].read_text("utf-8")
+    row = ("thesis-server", "reactive Explicit", "0", "3", "0", "178.0", "178.0", "0", "160.0")
+    cells = r"</td><td[^>]*>".join(map(re.escape, row))
+    assert re.search(rf"<td[^>]*>{cells}</td>", text)
+    assert "reactive Explicit, thesis-server, 1.5 % loss, seed 2" in text
+
+
+def test_results_of_the_double_alone_have_a_page(tmp_path: Path) -> None:
+    path = keep(tmp_path, first_requests(replace(FIRST, peer=Peer.THESIS_SERVER), [0.178]))
+    page, *pictures = report.write(path)
+    assert not pictures
+    assert "thesis-server" in page.read_text("utf-8")
 
 
 def test_a_figure_that_no_run_has_come_to_is_missed(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from quicferry.lab.evaluation.experiment import Choices, load
 from quicferry.lab.evaluation.result import At, Relocation, Result
-from quicferry.lab.evaluation.run import Backend, Run, Script, Workload
+from quicferry.lab.evaluation.run import Backend, Peer, Run, Script, Workload
 from quicferry.lab.evaluation.simulated import carry_out
+from quicferry.lab.evaluation.simulated.scripts import SCRIPTS
+from quicferry.lab.evaluation.simulated.world import DESTINATION, SOURCE, World, begin
 from quicferry.lab.evaluation.workload import (
     GET_PROBABILITY,
     Requests,
@@ -24,7 +26,7 @@ from quicferry.lab.evaluation.workload import (
     post_sizes,
     stagger,
 )
-from quicferry.lab.simulation import body
+from quicferry.lab.simulation import Datagram, SimulatedAddress, body
 
 SOURCE_RTT, DESTINATION_RTT = 0.122, 0.018
 SLACK = 0.004
@@ -271,6 +273,48 @@ def test_a_parallel_pool_is_as_fast_as_a_pool_of_one() -> None:
     one = first_request(replace(arm(FIRST, "parallel pool"), pool_size=1))
     six = first_request(replace(arm(FIRST, "parallel pool"), pool_size=6))
     assert six == pytest.approx(one, abs=0.001)
+
+
+# A double of the thesis's server
+
+
+def connection_ids_of_server(run: Run) -> dict[SimulatedAddress, set[bytes]]:
+    """Carry out a run; return what connection IDs the server used at which address."""
+    used: dict[SimulatedAddress, set[bytes]] = {SOURCE: set(), DESTINATION: set()}
+
+    def note(sent: Datagram) -> bool:
+        if sent.source in used:
+            used[sent.source].add(sent.data[1:9])
+        return True
+
+    with begin(run) as simulation:
+        world = World(run, simulation)
+        world.network.filters.append(note)
+        SCRIPTS[run.script](world)
+    assert not world.result().has_failed
+    return used
+
+
+def test_it_is_the_double_that_is_measured() -> None:
+    """It goes on with the connection ID that it has when it moves, until it is asked."""
+    run = arm(FIRST, "symmetric")
+    ours = connection_ids_of_server(run)
+    theirs = connection_ids_of_server(replace(run, peer=Peer.THESIS_SERVER))
+    assert not ours[SOURCE] & ours[DESTINATION]
+    assert theirs[SOURCE] & theirs[DESTINATION]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_the_first_request_to_a_thesis_server_is_as_fast_as_to_ours(name: str) -> None:
+    run = arm(FIRST, name)
+    with_theirs = first_request(replace(run, peer=Peer.THESIS_SERVER))
+    assert with_theirs <= first_request(run) + DESTINATION_RTT
+
+
+@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_thesis_server_is_followed_in_spite_of_losses(name: str, seed: int) -> None:
+    ended_well(replace(arm(FIRST, name), peer=Peer.THESIS_SERVER, loss_percent=5.0, seed=seed))
 
 
 # Losses and failures

@@ -7,7 +7,6 @@ is a figure, and a missed one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -15,7 +14,7 @@ import polars as pl
 from quicferry.lab.bench.report import Figure
 from quicferry.lab.evaluation import metrics
 from quicferry.lab.evaluation.metrics import Measured
-from quicferry.lab.evaluation.run import Backend
+from quicferry.lab.evaluation.run import Backend, Peer
 from quicferry.lab.evaluation.store import Tables
 
 REACTIVE_MS = 166.0
@@ -60,7 +59,8 @@ def of_measured(measured: Sequence[Measured]) -> list[Figure]:
     return found + [figure for one in measured for figure in _failed_runs(one)]
 
 
-def _protocols(one: Measured, measured: Iterable[Measured]) -> Iterator[Figure]:
+def _protocols(every: Measured, measured: Iterable[Measured]) -> Iterator[Figure]:
+    one = every.only(pl.col("peer") == Peer.OURS.value)
     first = one.rows.filter(pl.col("metric") == "first_request")
     for row in first.filter(pl.col("loss_percent") == 0).to_dicts():
         for quantile in ("median", "p95"):
@@ -78,6 +78,31 @@ def _protocols(one: Measured, measured: Iterable[Measured]) -> Iterator[Figure]:
             at_most=0,
             note=f"of {len(lossy)}; thesis: 5 of 100 proactive, 3 of 100 reactive",
         )
+    yield from _beside_ours(every)
+
+
+def _beside_ours(one: Measured) -> Iterator[Figure]:
+    """Yield by how much a double of the thesis's server is slower, where it is the most."""
+    pairs = [
+        {**row, "more": row["median"] - row["ours_median"]}
+        for row in metrics.beside_ours(one, "first_request")
+        if row["median"] is not None and row["ours_median"] is not None
+    ]
+    for loss in dict.fromkeys(row["loss_percent"] for row in pairs):
+        alike = [row for row in pairs if row["loss_percent"] == loss]
+        most = max(alike, key=lambda row: float(row["more"]))
+        yield Figure(
+            _name(one, f"thesis-server, {loss:g} % loss: median more than ours"),
+            most["more"] * _IN["ms"],
+            "ms",
+            at_most=most["destination_rtt_ms"],
+            note=f"a round trip; the most of {len(alike)} protocols and policies: {most['arm']}",
+        )
+    runs = one.tables.runs.filter(pl.col("peer") == Peer.THESIS_SERVER.value)
+    if len(runs):
+        failed = int(runs["failed"].sum())
+        name = _name(one, "thesis-server: failed runs")
+        yield Figure(name, failed, "runs", at_most=0, note=f"of {len(runs)}")
 
 
 def _bound_of_first_request(row: Mapping[str, Any], quantile: str) -> tuple[float | None, str]:
@@ -120,7 +145,7 @@ def _beside_baseline(
 def _relocations(one: Measured) -> Iterator[Figure]:
     if one.backend is Backend.CONTAINERS:
         is_usual = (pl.col("loss_percent") == 0) & (pl.col("compression") == USUAL_COMPRESSION)
-        usual = _only(one, is_usual)
+        usual = one.only(is_usual)
         for row in _rows(usual, ("technique", "memory_mb"), "work").to_dicts():
             if bound := WORK_S.get((row["technique"], row["memory_mb"])):
                 what = f"{row['technique']} + {row['memory_mb']} MB: dump, transfer, restore"
@@ -131,7 +156,7 @@ def _relocations(one: Measured) -> Iterator[Figure]:
             note = "all techniques and sizes of memory"
             yield _figure(name, row, "median", "ms", BEYOND_MS, note)
     if one.backend is not Backend.SIM:
-        handovers = _only(one, (pl.col("technique") == "handover") & (pl.col("loss_percent") == 0))
+        handovers = one.only((pl.col("technique") == "handover") & (pl.col("loss_percent") == 0))
         for row in _rows(handovers, ("technique",), "silence").to_dicts():
             name = _name(one, "handover: silence")
             yield _figure(name, row, "median", "ms", None, "all protocols")
@@ -192,17 +217,6 @@ def _failed_runs(one: Measured) -> Iterator[Figure]:
             at_most=0,
             note=f"of {len(one.tables.runs)}; {often} times: {most}",
         )
-
-
-def _only(one: Measured, condition: pl.Expr) -> Measured:
-    tables = one.tables
-    runs = tables.runs.filter(condition)
-    relocations = tables.relocations.join(runs, on="run", how="semi", maintain_order="left")
-    requests = tables.requests.join(runs, on="run", how="semi", maintain_order="left")
-    return Measured(
-        replace(tables, runs=runs, relocations=relocations, requests=requests),
-        one.rows.filter(condition),
-    )
 
 
 def _rows(one: Measured, by: Sequence[str], metric: str) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from quicferry.lab.evaluation.run import WITHOUT, Backend, Run, Script, Workload
+from quicferry.lab.evaluation.run import WITHOUT, Backend, Peer, Run, Script, Workload
 from quicferry.protocol import QuicferryError
 
 NUMBERS = range(7)
@@ -160,6 +160,9 @@ class Experiment:
                 given[name] *= choices.time_scale
         if "workload" in given:
             given["workload"] = Workload(given["workload"])
+        given["peer"] = Peer(given.get("peer", Peer.OURS))
+        if given["peer"] is not Peer.OURS and choices.backend is not Backend.SIM:
+            raise ExperimentError(f"there is a {given['peer'].value} only on {Backend.SIM.value}")
         if choices.backend is Backend.SIM and given.get("technique", WITHOUT) != WITHOUT:
             given["silence"] = assumed_silence(given["technique"], given.get("memory_mb", 0))
         run = Run(

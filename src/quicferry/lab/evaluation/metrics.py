@@ -25,7 +25,7 @@ from typing import Any
 import polars as pl
 
 from quicferry.lab.evaluation import experiment, samples, store, thesis
-from quicferry.lab.evaluation.run import Backend, Run, Script
+from quicferry.lab.evaluation.run import Backend, Peer, Run, Script
 from quicferry.lab.evaluation.samples import NEEDED
 from quicferry.lab.evaluation.store import Tables
 
@@ -145,6 +145,17 @@ class Measured:
         """The same, for the names of files."""
         return self.place.replace(", ", "-")
 
+    def only(self, condition: pl.Expr) -> Measured:
+        """Return what there is of the runs that meet a condition on their parameters."""
+        tables = self.tables
+        runs = tables.runs.filter(condition)
+        relocations = tables.relocations.join(runs, on="run", how="semi", maintain_order="left")
+        requests = tables.requests.join(runs, on="run", how="semi", maintain_order="left")
+        return Measured(
+            replace(tables, runs=runs, relocations=relocations, requests=requests),
+            self.rows.filter(condition),
+        )
+
 
 def measure(folder: Path) -> list[Measured]:
     """Return what there is in a directory and in those right below it, by name.
@@ -231,6 +242,31 @@ def summary(tables: Tables) -> pl.DataFrame:
     )
 
 
+def beside_ours(one: Measured, metric: str) -> list[dict[str, Any]]:
+    """Return a metric's rows with another server than ours, beside what it is with ours.
+
+    Args:
+        one: Some results.
+        metric: The metric's name.
+
+    Returns:
+        `table`'s rows of every other peer, with ``ours_failed_runs``, ``ours_median`` and
+        ``ours_p95`` of the group that has no other difference; null if that was not measured.
+    """
+    names = ("failed_runs", "median", "p95")
+    alike = [name for name in GROUP if name not in ("peer", "whose")]
+    rows = one.rows.filter(pl.col("metric") == metric)
+    is_ours = pl.col("peer") == Peer.OURS.value
+    ours = rows.filter(is_ours).select(
+        *alike, *(pl.col(name).alias(f"ours_{name}") for name in names)
+    )
+    return (
+        rows.filter(~is_ours)
+        .join(ours, on=alike, how="left", nulls_equal=True, maintain_order="left")
+        .to_dicts()
+    )
+
+
 def p95(values: pl.Expr) -> pl.Expr:
     """Return the 95th percentile as the thesis computes it."""
     return pl.max_horizontal(values.quantile(0.95, interpolation="lower"), values.median())
@@ -305,7 +341,8 @@ def _names(number: int) -> dict[str, str | None]:
 
 def telling_apart(runs: pl.DataFrame) -> list[str]:
     """Return the fewest parameters that tell the groups of some runs apart, the arm before all."""
-    names = ["arm", *(name for name in GROUP if name != "arm")]
+    # Who has asked for a combination says the least of it, so that goes first.
+    names = ["arm", *(name for name in GROUP if name not in ("arm", "whose")), "whose"]
     names = [name for name in names if name == "arm" or runs[name].n_unique() > 1]
     groups = _groups(runs, names)
     for name in reversed(names[1:]):

@@ -48,6 +48,14 @@ class Workload(enum.Enum):
     """GET and POST, of sizes as they are seen on the web."""
 
 
+class Peer(enum.Enum):
+    """Whose server the clients talk to."""
+
+    OURS = "ours"
+    THESIS_SERVER = "thesis-server"
+    """A double of the thesis's (`quicferry.lab.simulation.thesis`); only in the simulation."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: everything that its outcome depends on, but for the machine.
@@ -66,6 +74,7 @@ class Run:
         repetition: Which one it is, from 1.
         seed: Of everything random in it. Repetitions of different arms share their seeds.
         protocol: The only migration protocol that the clients offer, or ``"none"``.
+        peer: Whose server it is.
         policy: How they look for the server.
         scheduler: In which order they look through a pool.
         pool_size: Addresses in the server's pool; the destination is one of them.
@@ -100,6 +109,7 @@ class Run:
     repetition: int
     seed: int
     protocol: str = WITHOUT
+    peer: Peer = Peer.OURS
     policy: str = "eager"
     scheduler: str = "parallel"
     pool_size: int = 0
@@ -131,11 +141,17 @@ class Run:
     @property
     def key(self) -> str:
         """What tells this run from every other, in sixteen characters."""
-        text = json.dumps(_plain(self), sort_keys=True)
+        parameters = _plain(self)
+        if self.peer is Peer.OURS:
+            # So runs from before there was a choice are known by the keys that they have.
+            del parameters["peer"]
+        text = json.dumps(parameters, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         words = [f"experiment {self.experiment}", self.arm]
+        if self.peer is not Peer.OURS:
+            words.append(f"with {self.peer.value}")
         if self.technique != WITHOUT:
             words.append(f"{self.technique} +{self.memory_mb} MB")
         words.append(f"{self.source_rtt_ms:g} to {self.destination_rtt_ms:g} ms")

@@ -28,7 +28,7 @@ import polars as pl
 
 from quicferry import __version__
 from quicferry.lab.evaluation.result import Relocation, Request, Result
-from quicferry.lab.evaluation.run import Backend, Run
+from quicferry.lab.evaluation.run import Backend, Peer, Run
 from quicferry.protocol import QuicferryError
 
 TABLES = ("requests", "relocations", "runs")
@@ -293,8 +293,7 @@ def _read_whole(folder: Path) -> dict[str, pl.DataFrame]:
     empty = _frames([])
     paths = {name: folder / f"{name}.parquet" for name in TABLES}
     return {
-        name: pl.read_parquet(path) if path.exists() else empty[name]
-        for name, path in paths.items()
+        name: _concat(empty[name], [path] if path.exists() else []) for name, path in paths.items()
     }
 
 
@@ -303,8 +302,14 @@ def _read_parts(folder: Path) -> dict[str, pl.DataFrame]:
     found = {}
     for name in TABLES:
         paths = sorted((folder / _PARTS).glob(f"{name}-*.parquet"))
-        found[name] = pl.concat([empty[name], *map(pl.read_parquet, paths)])
+        found[name] = _concat(empty[name], paths)
     return found
+
+
+def _concat(empty: pl.DataFrame, paths: Iterable[Path]) -> pl.DataFrame:
+    """Return what files have. Some are older than the choice of a peer: it was ours."""
+    frame = pl.concat([empty, *map(pl.read_parquet, paths)], how="diagonal")
+    return frame.with_columns(pl.col("peer").fill_null(Peer.OURS.value))
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

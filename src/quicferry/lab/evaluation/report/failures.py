@@ -60,7 +60,7 @@ def _in_words(name: str, value: str | float | None) -> str:
             return f"{value} clients"
         case "pause":
             return f"a pause of {value:g} s"
-        case "arm" | "technique" | "whose":
+        case "arm" | "peer" | "technique" | "whose":
             return str(value)
         case _:
             return f"{name} {plain(value)}"

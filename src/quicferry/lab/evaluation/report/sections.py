@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from quicferry.lab.evaluation import metrics
 from quicferry.lab.evaluation.metrics import METRICS, Measured
 from quicferry.lab.evaluation.report import (
@@ -28,7 +30,7 @@ from quicferry.lab.evaluation.report.page import (
     table,
 )
 from quicferry.lab.evaluation.report.pictures import Picture
-from quicferry.lab.evaluation.run import Backend
+from quicferry.lab.evaluation.run import Backend, Peer
 
 Draw = Callable[[Picture | None], str]
 """Keeps a picture, and returns it as an element of the page, which is empty if there is none."""
@@ -116,10 +118,49 @@ def of_sweep(one: Measured, draw: Draw) -> str:
 
 def _service_times(one: Measured, others: Sequence[Measured], draw: Draw) -> list[str]:
     metric = "service_time" if one.experiment == 0 else "first_request"
-    return [
-        draw(boxes.service_times(one, others)),
-        _beside_thesis(one, metric, ("arm", "loss_percent"), METRICS[metric].label),
+    ours = one.only(pl.col("peer") == Peer.OURS.value)
+    parts = []
+    if len(ours.tables.runs):
+        parts = [
+            draw(boxes.service_times(ours, others)),
+            _beside_thesis(ours, metric, ("arm", "loss_percent"), METRICS[metric].label),
+        ]
+    return [*parts, _beside_ours(one, metric)]
+
+
+def _beside_ours(one: Measured, metric: str) -> str:
+    """Return a table of a metric with other servers than ours; nothing if there are none."""
+    quantiles = ("median", "p95")
+    columns = [
+        *_named("peer", "arm", "loss_percent"),
+        *map(Column, ("runs", "failed", *quantiles)),
+        *(Column(f"ours: {name}") for name in ("failed", *quantiles)),
+        Column("median: more than ours"),
     ]
+    cells = []
+    for row in metrics.beside_ours(one, metric):
+        ours, failed = row["ours_median"], row["ours_failed_runs"]
+        more = None if None in (ours, row["median"]) else row["median"] - ours
+        cells.append(
+            [
+                *_parameters(row, "peer", "arm", "loss_percent"),
+                str(row["runs"]),
+                str(row["failed_runs"]),
+                *(_ms(row, name) for name in quantiles),
+                MISSING if failed is None else str(failed),
+                *(_ms(row, f"ours_{name}") for name in quantiles),
+                _ms({"more": more}, "more"),
+            ]
+        )
+    if not cells:
+        return ""
+    label = METRICS[metric].label
+    return table(
+        f"{label[0].upper()}{label[1:]}, in ms, of our clients with a double of the thesis's "
+        "server, beside that with ours",
+        columns,
+        cells,
+    )
 
 
 def _relocations(one: Measured, others: Sequence[Measured], draw: Draw) -> list[str]:
@@ -309,13 +350,14 @@ def _grouped(
 _NAMES = {
     "arm": "protocol and policy",
     "loss_percent": "loss, %",
+    "peer": "server",
     "source_rtt_ms": "RTT, ms",
     "memory_mb": "memory, MB",
 }
 
 
 def _named(*parameters: str) -> list[Column]:
-    kinds = {"arm": NAME, "technique": NAME, "compression": NAME}
+    kinds = {"arm": NAME, "peer": NAME, "technique": NAME, "compression": NAME}
     return [Column(_NAMES.get(name, name), kinds.get(name, NUMBER)) for name in parameters]
 
 

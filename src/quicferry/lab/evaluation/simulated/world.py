@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from functools import partial
 
 from quicferry.lab.evaluation.result import At, Relocation, Request, Result
-from quicferry.lab.evaluation.run import WITHOUT, Run
+from quicferry.lab.evaluation.run import WITHOUT, Peer, Run
 from quicferry.lab.evaluation.workload import Requests, stagger
 from quicferry.lab.simulation import (
     Endpoint,
@@ -21,6 +21,7 @@ from quicferry.lab.simulation import (
     SimulatedAddress,
     Simulation,
     SimulationError,
+    ThesisServer,
     client_configuration,
     server_configuration,
 )
@@ -33,7 +34,7 @@ from quicferry.protocol import (
     ServerMigration,
     protocol_from_name,
 )
-from quicferry.transport import address_from_network
+from quicferry.transport import Connection, address_from_network
 
 from .http import HttpClient, HttpServer, describe, speak_http3
 from .mover import Mover
@@ -52,6 +53,7 @@ STAGGER = 1.0
 _FIRST_CLIENT_PORT = 20_000
 _LONGEST_DATAGRAM = 1500
 _SHORTEST_QUEUE = 20
+_SERVERS = {Peer.OURS: Connection, Peer.THESIS_SERVER: ThesisServer}
 _SEARCHING = MigrationProtocol.EXPLICIT | MigrationProtocol.POOL_OF_ADDRESSES
 
 
@@ -79,7 +81,10 @@ class World:
         self._protocol = protocol or MigrationProtocol(0)
         self.mover = Mover(migration, self._protocol)
         self.host = simulation.server(
-            SOURCE, speak_http3(server_configuration(migration)), application=self._accept
+            SOURCE,
+            speak_http3(server_configuration(migration)),
+            connection_type=_SERVERS[run.peer],
+            application=self._accept,
         )
         self.clients = [
             HttpClient(
@@ -93,6 +98,10 @@ class World:
             )
             for number in range(1, run.clients + 1)
         ]
+        if run.peer is Peer.THESIS_SERVER:
+            # It keeps its connection ID when it moves; a client of ours changes it all the same.
+            ours = {client.endpoint.name for client in self.clients}
+            simulation.observer.may_reuse = lambda sender: sender not in ours
         self.mover.move(self.host, [client.endpoint for client in self.clients])
         self.set_path(SOURCE, source_path(run))
         self.set_path(DESTINATION, destination_path(run))
