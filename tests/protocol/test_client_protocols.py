@@ -45,6 +45,7 @@ from quicferry.protocol.client import (
     ReturnHome,
     SetProbeTimer,
 )
+from quicferry.protocol.options import MAX_POOL_SIZE
 
 PROBING_EXPLICIT = ProbingStarted(EXPLICIT, AWAY)
 
@@ -322,10 +323,10 @@ def test_a_packet_from_the_pool_moves_without_a_timeout(policy: Policy) -> None:
 
 def test_pool_size_is_bounded() -> None:
     client = DrivenClient()
-    for number in range(1, 8):
+    for number in range(1, MAX_POOL_SIZE + 1):
         client.receive(pooled(Address.parse(f"198.51.100.{number}:1")))
     violates(client, pooled(AWAY))
-    assert len(client.pool) == 7
+    assert len(client.pool) == MAX_POOL_SIZE
 
 
 # Symmetric, Synchronized Symmetric
@@ -424,3 +425,34 @@ def test_refused_source(text: str, frames: tuple[MigrationFrame, ...]) -> None:
     client = DrivenClient()
     assert client.receive(*frames, source=Address.parse(text)) == []
     assert client.machine.server_address == HOME
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("frame", [announced(AWAY), UNKNOWN], ids=["explicit", "synchronized"])
+def test_an_announcement_overtaken_by_copies(
+    frame: MigrationFrame, policy: Policy, copies: int
+) -> None:
+    """Who announces is at home, and goes nowhere before that was acknowledged."""
+    client = DrivenClient(policy=policy)
+    overtaken = client.number = client.number + 1
+    for _ in range(copies):
+        client.receive(source=ELSEWHERE)
+    assert client.state == "VALIDATING_SYMMETRIC"
+    client.receive(frame, source=HOME, number=overtaken)
+    assert client.machine.server_address == HOME
+    assert client.events[0] == ServerMigrationReceived(None if frame is UNKNOWN else AWAY)
+    client.receive(source=AWAY)
+    client.answered(AWAY)
+    expected = SYNCHRONIZED if frame is UNKNOWN else EXPLICIT
+    assert client.events[-1] == MigrationCompleted(expected, AWAY)
+
+
+def test_an_announcement_after_copies_from_elsewhere() -> None:
+    """It comes in when the copies have turned out to be that, and is older than they."""
+    client = DrivenClient()
+    overtaken = client.number = client.number + 1
+    client.receive(source=ELSEWHERE)
+    client.receive(source=HOME)
+    client.receive(announced(AWAY), source=HOME, number=overtaken)
+    assert ServerMigrationReceived(AWAY) in client.events

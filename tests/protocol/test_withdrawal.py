@@ -67,6 +67,18 @@ def is_forgotten(client: DrivenClient) -> bool:
 # The client
 
 
+@ANNOUNCING
+def test_a_withdrawal_overtaken_by_a_copy(protocol: MigrationProtocol) -> None:
+    """The copied packet seems to come from where the server would have gone."""
+    client = told(protocol)
+    overtaken = client.number = client.number + 1
+    client.receive(source=AWAY)
+    client.receive(WITHDRAWAL, source=HOME, number=overtaken)
+    client.receive(source=HOME)
+    assert client.events[-1] == withdrawn_event(protocol)
+    assert is_forgotten(client)
+
+
 @pytest.mark.parametrize("policy", Policy)
 @ANNOUNCING
 def test_the_client_forgets(protocol: MigrationProtocol, policy: Policy) -> None:

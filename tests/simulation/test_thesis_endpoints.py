@@ -246,7 +246,7 @@ SERVER_SEEDS = [
     1127,
     5292,
 ]
-CLIENT_SEEDS = [12, 14, 22, 25, 77, 87, 5052, 5116]
+CLIENT_SEEDS = [12, 14, 22, 25, 77, 87, 5052, 5116, 5378]
 
 
 @pytest.mark.parametrize("seed", [*range(2000, 2020), *SERVER_SEEDS])

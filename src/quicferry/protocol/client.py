@@ -214,7 +214,7 @@ class ClientMachine:
             return []
         self._return_if_from_home(source, is_newest)
         if isinstance(frame, ServerMigrationFrame):
-            self._server_migration(frame.address)
+            self._server_migration(frame.address, is_newest)
         elif isinstance(frame, ServerMigratedFrame):
             self._server_migrated(source, is_newest)
         self._newest_state_packet = max(self._newest_state_packet, packet_number)
@@ -310,14 +310,16 @@ class ClientMachine:
                 source,
             )
 
-    def _server_migration(self, address: MigrationAddress | None) -> None:
+    def _server_migration(self, address: MigrationAddress | None, is_newest: bool) -> None:
         names_home = address is not None and address.for_family(self.home.family) == self.home
         if names_home and self._knows_withdrawals:
             self._require(_ANNOUNCING, "SERVER_MIGRATION (withdrawal)")
             self._step(Input.WITHDRAWAL)
             return
-        if self._is_withdrawn:
-            # The server announces anew, so it is at home, whatever the packets from elsewhere say.
+        is_overtaken = self.state is State.VALIDATING_SYMMETRIC and not is_newest
+        if self._is_withdrawn or is_overtaken:
+            # The server announces anew, so it is at home, whatever the packets from elsewhere say:
+            # it does not move before that was acknowledged. They are copies, and came faster.
             self._step(Input.PACKET_FROM_HOME)
         if address is None:
             # Said twice it is a repetition, which servers that cannot withdraw send as well.
@@ -440,8 +442,6 @@ class ClientMachine:
                 assert address is not None
                 self._stop_probing()
                 self._moved_to = address
-                # What led here is older than this: a late copy of it must not start again.
-                self._newest_state_packet = self._newest_packet
                 self._actions.append(Move(address))
                 if self.state in (State.VALIDATING_SYMMETRIC, State.VALIDATING_SYNCHRONIZED):
                     # Nobody announced this address, so home is asked too (RFC 9000 9.3.3).
@@ -486,6 +486,7 @@ class ClientMachine:
         self._announced = None
         self._is_withdrawn = False
         self._has_migrated = True
+        # What led here is older than this: a late copy of it must not start again.
         self._newest_state_packet = self._newest_packet
         self._probing_reported.clear()
         self._actions.append(Commit())
