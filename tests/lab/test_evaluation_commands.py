@@ -90,14 +90,17 @@ def test_running_and_reporting(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["lab", "run", "1", *command[4:]])
     assert result.exit_code == 0, result.stderr
     assert "What the protocol alone costs" in result.stdout
+    assert "thesis-server" in result.stdout
     again = CliRunner().invoke(main, ["lab", "run", "1", *command[4:]])
-    assert "1 of 1 runs are here already" in again.stderr
+    assert "2 of 2 runs are here already" in again.stderr
     assert again.stdout == result.stdout
 
     result = CliRunner().invoke(main, ["lab", "report", out, "--json"])
     assert result.exit_code == 0, result.stderr
     figures = {figure["name"]: figure for figure in json.loads(result.stdout)}
     assert any("Symmetric" in name and "plain QUIC" in name for name in figures)
+    (beside,) = (figure for name, figure in figures.items() if "more than ours" in name)
+    assert beside["is_met"]
     assert (tmp_path / "results" / "report.html").read_text(encoding="utf-8").count("<svg") >= 2
 
 
