@@ -30,7 +30,7 @@ BUNDLE = "bundle"
 PODMAN = "podman"
 
 _LAST_USER = (1 << 32) - 2
-_OURS = frozenset({"bind", "certificate", "key", "socket", "until_eof"})
+_OURS = frozenset({"binds", "certificate", "key", "socket", "until_eof"})
 """What `serve` may not be told after ``--``, because it is told already."""
 
 

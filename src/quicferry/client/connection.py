@@ -114,6 +114,7 @@ async def connect(
         )
         protocol = create_protocol(connection, stream_handler=stream_handler)
         protocol.remote = remote_name(host, port)
+        protocol.hold_migration_events()
         attempt = _Attempt(protocol, remote, local_port, wrap_transport)
         try:
             protocol.connect(remote, transmit=wait_connected)
@@ -124,6 +125,8 @@ async def connect(
 
     attempt = await first_connected(addresses, begin) if wait_connected else begin(addresses[0])
     with closing(attempt):
+        # In a turn of the event loop to come: whoever gets the connection asks for them first.
+        asyncio.get_running_loop().call_soon(attempt.protocol.hand_on_migration_events)
         try:
             yield attempt.protocol
         finally:

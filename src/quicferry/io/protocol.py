@@ -128,6 +128,7 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._forward: Forward | None = None
         self._lost_callbacks: list[Callable[[ConnectionLost], None]] = []
         self._migration_callbacks: list[Callable[[MigrationEvent], None]] = []
+        self._migration_events_wait = False
         self._migration_streams: list[EventStream[MigrationEvent]] = []
         self._keepers = 0
         self._keeping: asyncio.TimerHandle | None = None
@@ -168,6 +169,15 @@ class ConnectionProtocol(QuicConnectionProtocol):
         live = [other for other in self._migration_streams if not other.has_ended]
         self._migration_streams = [*live, stream]
         return stream
+
+    def hold_migration_events(self) -> None:
+        """Keep migration events while there is nobody yet who could have asked for them."""
+        self._migration_events_wait = True
+
+    def hand_on_migration_events(self) -> None:
+        """Hand on what was kept, and from now on everything at once."""
+        self._migration_events_wait = False
+        self._process_migration_events()
 
     def on_lost(self, callback: Callable[[ConnectionLost], None]) -> None:
         """Call `callback` once, as soon as the end of the connection is decided."""
@@ -454,6 +464,8 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._process_migration_events()
 
     def _process_migration_events(self) -> None:
+        if self._migration_events_wait:
+            return
         while (event := self.connection.next_migration_event()) is not None:
             self.migration_event_received(event)
             for callback in list(self._migration_callbacks):

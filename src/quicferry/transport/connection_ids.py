@@ -6,6 +6,8 @@ from aioquic.quic.connection import QuicConnection
 
 _WAIT = 3
 """Probe timeouts. A peer that replaces what is retired (RFC 9000 5.1.2) has done so by then."""
+_WAIT_FOR_THE_FIRST = 3.0
+"""Seconds, at least, where a client has given none yet: the first may be lost, and lost again."""
 
 
 class PeerConnectionIds:
@@ -46,7 +48,10 @@ class PeerConnectionIds:
         """When it is clear that none will come, in seconds; None while there are some."""
         if self._empty_since is None:
             return None
-        wait: float = _WAIT * self._connection._loss.get_probe_timeout()
+        connection = self._connection
+        wait: float = _WAIT * connection._loss.get_probe_timeout()
+        if not connection._is_client and connection._peer_cid_sequence_numbers == {0}:
+            wait = max(wait, _WAIT_FOR_THE_FIRST)
         return self._empty_since + wait
 
     def have_run_out(self, now: float) -> bool:
