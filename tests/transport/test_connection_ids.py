@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
-from support import EXPLICIT, POOL, THIRD, ping, server_for, wired_pair
+from support import EXPLICIT, POOL, THIRD, ping, server_for, thaw, wired_pair
 
 from quicferry.lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
@@ -209,6 +209,34 @@ def test_the_first_connection_ids_are_lost() -> None:
         )
         it.imminent(MigrationProtocol.SYMMETRIC)
         assert server.spare_connection_ids > 0
+
+
+def test_what_two_addresses_had_to_share_is_used_no_more_once_there_are_others() -> None:
+    """The first connection IDs are late, and the client has to look for its server without."""
+    with pair(client=ClientMigration(policy=Policy.REACTIVE)) as it:
+        it.simulation.observer.may_reuse = lambda sender: True
+        available = it.client.connection._peer_cid_available
+        late = available.copy()
+        available.clear()
+        it.network.run_for(1)
+        it.imminent(EXPLICIT, AWAY)
+        it.host.freeze()
+        shared = it.client.connection._peer_cid
+        ping(it.client)
+        it.network.run_for(0.5)
+        assert it.client.connection._peer_cid is shared
+        assert it.client.connection.get_peer_address() == AWAY
+        available += late
+        thaw(it)
+        it.exchange()
+        uses = watch(it)
+        it.relocate(AWAY, frozen=0.1)
+        it.exchange()
+        assert it.client.connection.get_peer_address() == AWAY
+        assert_unlinkable(uses)
+        assert ("client", shared.cid) not in uses
+        it.network.run_for(1)
+        assert it.client.migrating.spare_connection_ids > 0
 
 
 def test_reordered_packets_around_a_change_cost_nothing() -> None:

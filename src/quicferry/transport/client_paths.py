@@ -212,10 +212,15 @@ class ClientPaths:
             # The server has retired it (RFC 9000 19.15). Where it has left us no other, it has
             # itself to blame that the one in use is seen at two addresses.
             path.peer_cid = self._take_connection_id()
-            self._is_shared = path.peer_cid is None
-        if path.peer_cid is not None:
+        if path.peer_cid is None:
+            self._is_shared = True
+        else:
             left.peer_cid, connection._peer_cid = connection._peer_cid, path.peer_cid
             path.peer_cid = None
+            if self._is_shared:
+                self._is_shared = False
+                connection._retire_peer_cid(left.peer_cid)
+                left.peer_cid = None
         left.validation_deadline = None  # it may be in use again, to look for the server there
         connection._spin_bit = False  # RFC 9000 17.4
         connection._network_paths.remove(path)
