@@ -67,6 +67,7 @@ def _set_log_level(ctx: click.Context, param: click.Parameter, value: str) -> No
     logging.basicConfig(force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
+        handler.setLevel(value.upper())  # some libraries' loggers have levels of their own
     logging.getLogger().setLevel(value.upper())
     if value != "debug":
         logging.getLogger("asyncio").setLevel(logging.ERROR)
