@@ -334,7 +334,7 @@ async def resume(session: Session) -> None:
 @ctl.command()
 @_command
 async def shutdown(session: Session) -> None:
-    """End the server when running requests have ended, within its --grace."""
+    """End the server when running requests have ended, or when their time of grace is over."""
     session.show(await session.command("shutdown"), "the server shuts down")
 
 
