@@ -245,8 +245,9 @@ SERVER_SEEDS = [
     1057,
     1127,
     5292,
+    11700,
 ]
-CLIENT_SEEDS = [12, 14, 22, 25, 77, 87, 5052, 5116, 5378]
+CLIENT_SEEDS = [12, 14, 22, 25, 77, 87, 5052, 5116, 5378, 11246]
 
 
 @pytest.mark.parametrize("seed", [*range(2000, 2020), *SERVER_SEEDS])

@@ -266,6 +266,19 @@ class ClientPaths:
         self._spend(former)
         self.retire_spent()
 
+    def drop_stray(self, source: NetworkAddress) -> None:
+        """Drop a path that was forgotten while a packet from there was received.
+
+        aioquic adds it again, and would reserve a connection ID for it to answer a challenge. Then
+        it would be in the way when the server comes from there.
+        """
+        path = self._find(source)
+        if path is None or path in (self.home, self.in_use, self._not_preferred):
+            return
+        is_ours = path.addr in self.probes or path in self._former_homes
+        if not is_ours and path.peer_cid is None:
+            self._connection._network_paths.remove(path)
+
     def follow_preferred_address(self) -> Address | None:
         """Take note where aioquic itself has moved to the server's preferred address."""
         path = self.in_use

@@ -317,6 +317,10 @@ class ClientSide:
         if self._answer is not None:
             self._connection._spaces[Epoch.ONE_RTT].ack_queue.add(self._answer, self._answer + 1)
 
+    def drop_stray(self, source: NetworkAddress) -> None:
+        """Drop the path to the source of a datagram, if it was forgotten meanwhile."""
+        self._paths.drop_stray(source)
+
     def follow_preferred_address(self) -> None:
         """Take note where aioquic itself has moved to the server's preferred address."""
         self.machine.home = self._paths.follow_preferred_address() or self.machine.home

@@ -447,9 +447,12 @@ class Connection(Negotiation, StreamControl):
                 super().receive_datagram(data, addr, now)  # which drops it, and logs that
             if client.overheard(data, addr, now):
                 super().receive_datagram(data, addr, now)
+                client.drop_stray(addr)
             return
         if client is None or known or not client.expects(addr):
             super().receive_datagram(data, addr, now)  # which drops it where it is not known
+            if client is not None:
+                client.drop_stray(addr)
             return
         # An address never used: it becomes a path if the machine moves there, which it does only
         # for an authenticated packet.
