@@ -255,7 +255,7 @@ async def test_requests_that_the_server_has_not_looked_at_may_be_sent_again() ->
     class Server1(Deaf):
         def quic_event_received(self, event: QuicEvent) -> None:
             super().quic_event_received(event)
-            if isinstance(event, StreamDataReceived) and event.stream_id == 4:
+            if isinstance(event, StreamDataReceived) and event.end_stream and event.stream_id == 4:
                 self.http.send_goaway(4)
                 self.http.send_headers(0, [(b":status", b"200")], end_stream=True)
 

@@ -298,6 +298,11 @@ class ClientSide:
             )
         return True
 
+    def _home_answered(self) -> None:
+        # A server that has moved may still hear what is sent to its former address.
+        if self._connection._received_from == self._paths.home.addr:
+            self._paths.home_answered()
+
     def acknowledgement_written(self, packet_number: int) -> None:
         """Take note that a packet acknowledges all that was received."""
         awaited = self._connection._loss.awaited
@@ -465,7 +470,7 @@ class ClientSide:
                 connection._write_ping_frame(builder, comment="probe")
                 connection._loss.awaited.pop(self._asked_home_by, None)
                 self._asked_home_by = builder.packet_number
-                connection._loss.awaited[self._asked_home_by] = self._paths.home_answered
+                connection._loss.awaited[self._asked_home_by] = self._home_answered
         except QuicPacketBuilderStop:
             raise AssertionError("a probe fits into the size computed for it") from None
         datagrams: list[tuple[bytes, NetworkAddress]] = connection._flush_builder(

@@ -138,6 +138,7 @@ class Connection(Negotiation, StreamControl):
         self._client_cid_is_new = False
         self._received = NumberedWindow()
         self._received_is_newest = False
+        self._received_from: NetworkAddress = None
         self.peer_connection_ids = PeerConnectionIds(self)
         self._seal = Seal()
         self._key_age = KeyAge()
@@ -473,10 +474,11 @@ class Connection(Negotiation, StreamControl):
     def authenticate(self, data: bytes) -> tuple[int, bytes] | None:
         """Return number and payload of the 1-RTT packet in a datagram, if the peer has made it.
 
-        Nothing changes: it is not processed, and may be received later.
+        It is not processed, and may be received later. But if the peer has updated its keys, so are
+        ours (RFC 9001 6.2): it may not be able to read anything else.
         """
         try:
-            _, payload, number, _ = self._cryptos[_ONE_RTT].recv.decrypt_packet(
+            _, payload, number = self._cryptos[_ONE_RTT].decrypt_packet(
                 data, 1 + len(self.host_cid), self._spaces[_ONE_RTT].expected_packet_number
             )
         except CryptoError:
@@ -536,7 +538,9 @@ class Connection(Negotiation, StreamControl):
         if side is None or context.epoch is not _ONE_RTT:
             return super()._payload_received(context, plain, crypto_frame_required)
         is_newest = self._received.current > self._spaces[_ONE_RTT].largest_received_packet
-        self._received_is_newest = is_newest
+        if self._client is not None:
+            self._received_is_newest = is_newest
+            self._received_from = context.network_path.addr
         is_ack_eliciting, is_probing = super()._payload_received(
             context, plain, crypto_frame_required
         )
