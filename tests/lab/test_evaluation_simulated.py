@@ -14,7 +14,7 @@ import pytest
 from quicferry.lab.evaluation.experiment import Choices, load
 from quicferry.lab.evaluation.result import At, Relocation, Result
 from quicferry.lab.evaluation.run import Backend, Peer, Run, Script, Workload
-from quicferry.lab.evaluation.simulated import carry_out
+from quicferry.lab.evaluation.simulated import carry_out, http
 from quicferry.lab.evaluation.simulated.scripts import SCRIPTS
 from quicferry.lab.evaluation.simulated.world import DESTINATION, SOURCE, World, begin
 from quicferry.lab.evaluation.workload import (
@@ -360,7 +360,7 @@ def test_a_wrong_byte_is_a_failure(workload: Workload, monkeypatch: pytest.Monke
         data[len(data) // 2] ^= 1
         return bytes(data)
 
-    monkeypatch.setattr("quicferry.lab.evaluation.simulated.http.body", damaged)
+    monkeypatch.setattr(http, "body", damaged)
     result = carry_out(replace(BASELINE, workload=workload))
     assert any("wrong data" in each for each in result.problems)
     assert result.requests[0].service_time is None
