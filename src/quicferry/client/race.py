@@ -63,6 +63,8 @@ async def first_connected(
         QuicferryError: If there is none: what is wrong where somebody has answered, or else
             where nobody has.
     """
+    if len(addresses) == 1:
+        return await _connected(begin(addresses[0]))
     waiting = list(addresses)
     running: dict[asyncio.Task[None], AttemptT] = {}
     failures: list[QuicferryError] = []
@@ -97,6 +99,16 @@ async def first_connected(
                 task.exception()  # it is of no interest any more
             attempt.give_up()
     raise min(failures, key=_says_little)
+
+
+async def _connected(attempt: AttemptT) -> AttemptT:
+    # No task of its own: each turn of a busy event loop is as long as what else is to be done.
+    try:
+        await attempt.wait_connected()
+    except BaseException:
+        attempt.give_up()
+        raise
+    return attempt
 
 
 def _says_little(failure: QuicferryError) -> int:

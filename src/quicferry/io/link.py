@@ -70,6 +70,7 @@ class ClientLink:
         that moves may be away for a while.
         """
         self._endpoint = endpoint
+        endpoint.socket.tell_destinations(False)  # the kernel chooses where to send from, too
         endpoint.socket.report_undelivered(self._undelivered)
 
     def close(self) -> None:

@@ -56,11 +56,9 @@ class UdpSocket:
         self._undelivered: UndeliveredReceiver | None = None
         self.local: NetworkAddress = sock.getsockname()
         self.is_wildcard = ip_address(self.local[0]).is_unspecified
+        self._tells_destinations = False
         if self.is_wildcard:
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            self.tell_destinations(True)
 
     @classmethod
     def bind(cls, address: Address, *, beside: Iterable[UdpSocket] = ()) -> UdpSocket:
@@ -101,6 +99,14 @@ class UdpSocket:
         """Close the socket; what is sent afterwards is dropped."""
         self._socket.close()
 
+    def tell_destinations(self, wanted: bool) -> None:
+        """Say with each datagram which of the host's addresses it was sent to, or save that."""
+        self._tells_destinations = wanted
+        if self._socket.family == socket.AF_INET6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, wanted)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, wanted)
+
     def report_undelivered(self, receiver: UndeliveredReceiver | None) -> None:
         """Hand on what is known of datagrams that were not delivered; None ends that.
 
@@ -116,13 +122,13 @@ class UdpSocket:
     def receive(self, limit: int) -> Iterator[tuple[bytes, NetworkAddress, str | None]]:
         """Yield up to `limit` datagrams that are waiting.
 
-        Each comes with the address of its sender and, on a wildcard socket, with the host address
-        that it was sent to.
+        Each comes with the address of its sender and, on a wildcard socket that tells it, with the
+        host address that it was sent to.
         """
         self._report()
         for _ in range(limit):
             try:
-                if self.is_wildcard:
+                if self._tells_destinations:
                     data, ancillary, _, peer = self._socket.recvmsg(_MAX_DATAGRAM, 128)
                     yield data, peer, _destination(ancillary)
                 else:

@@ -296,7 +296,7 @@ class ClientMachine:
             self._packet(source)
 
     def _packet(self, source: Address) -> None:
-        if source == self._moved_to:
+        if self._moved_to is not None and source == self._moved_to:
             return
         if source == self.home:
             self._step(Input.PACKET_FROM_HOME)
@@ -383,6 +383,8 @@ class ClientMachine:
         step = TABLE[self.state, received]
         if Do.VIOLATION in step.actions:
             raise _violation(VIOLATIONS[received])
+        if step.state is self.state and not step.actions:
+            return  # as for nearly every packet
         left, self.state = self.state, step.state
         for action in step.actions:
             if action is Do.COMMIT:

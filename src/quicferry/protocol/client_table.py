@@ -35,10 +35,10 @@ from __future__ import annotations
 import enum
 
 from .suite import MigrationProtocol
-from .table import Table
+from .table import Symbol, Table
 
 
-class State(enum.Enum):
+class State(Symbol):
     """Where the client is in a migration."""
 
     IDLE = enum.auto()
@@ -54,7 +54,7 @@ class State(enum.Enum):
     VALIDATING_SYNCHRONIZED = enum.auto()
 
 
-class Input(enum.Enum):
+class Input(Symbol):
     """What can happen to the client, as it is classified."""
 
     # SERVER_MIGRATION(address): another address than home and than announced before

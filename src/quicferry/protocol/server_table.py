@@ -28,10 +28,10 @@ from __future__ import annotations
 
 import enum
 
-from .table import Table
+from .table import Symbol, Table
 
 
-class State(enum.Enum):
+class State(Symbol):
     """Where the server is in a migration."""
 
     IDLE = enum.auto()
@@ -42,7 +42,7 @@ class State(enum.Enum):
     QUEUED = enum.auto()
 
 
-class Input(enum.Enum):
+class Input(Symbol):
     """What can happen to the server, as it is classified."""
 
     # imminent migration, with something to tell the client or without

@@ -354,6 +354,7 @@ class ClientPaths:
         former, self.home = self.home, path
         self._home_state = None
         self._home_ids.clear()
+        self._connection.forget_reset_tokens()
         self.probes.pop(path.addr, None)
         # Late packets still come from there, but it starts afresh should the server return.
         former.is_validated = False

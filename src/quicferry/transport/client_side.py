@@ -224,7 +224,11 @@ class ClientSide:
         self, source: NetworkAddress, connection_id: bytes, packet_number: int, now: float
     ) -> None:
         """Handle a non-probing packet that is the highest-numbered one so far."""
-        address = self._reachable(source, connection_id, now)
+        # Nearly all packets are from home, and nobody is looked for elsewhere.
+        is_home = source == self._paths.home.addr == self._paths.in_use.addr
+        address = (
+            address_from_network(source) if is_home else self._reachable(source, connection_id, now)
+        )
         if address is not None:
             self._run(self.machine.packet_received(address, packet_number), now)
             if source == self._paths.home.addr == self._paths.in_use.addr:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from aioquic import tls
 from aioquic._crypto import CryptoError
@@ -76,6 +76,8 @@ _ONE_RTT = tls.Epoch.ONE_RTT
 _ONE_RTT_ONLY = EPOCHS("1")
 # Bytes of a packet with an acknowledgement, a challenge and a word about the server's move
 _CHALLENGE_AND_MORE = 120
+
+_UNCHANGED = nullcontext()
 
 _SMALLEST_RESET = 21
 """Bytes: a smaller datagram is no stateless reset (RFC 9000 10.3)."""
@@ -143,7 +145,6 @@ class Connection(Negotiation, StreamControl):
         self._seal = Seal()
         self._key_age = KeyAge()
         self._derive_reset_token: Callable[[NetworkAddress, bytes], bytes] | None = None
-        self._resettable_home: NetworkAddress = None
         self._first_secrets: dict[tls.Direction, bytes] = {}
         if self._options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
@@ -425,7 +426,6 @@ class Connection(Negotiation, StreamControl):
             super().receive_datagram(data, addr, now)
         elif self._is_client:
             self._receive_as_client(data, addr, now)
-            self._forget_reset_tokens_of_former_home()
         else:
             super().receive_datagram(data, addr, now)
             self._detect_client_migration()
@@ -437,6 +437,9 @@ class Connection(Negotiation, StreamControl):
         if self._client is None and self.negotiated is not None:
             self._start_client_side()
         client = self._client
+        if client is not None and addr == client.home:
+            super().receive_datagram(data, addr, now)
+            return
         known = any(path.addr == addr for path in self._network_paths)
         copied = (
             client is not None
@@ -496,11 +499,11 @@ class Connection(Negotiation, StreamControl):
         token = self._peer_cid.stateless_reset_token
         return (
             bool(token)
+            and hmac.compare_digest(data[-len(token) :], token)
             and len(data) >= _SMALLEST_RESET
             and not data[0] & 0x80
             and self._state not in END_STATES
             and self._network_paths[0].addr == addr
-            and hmac.compare_digest(data[-len(token) :], token)
             and (self._client is None or self._client.is_settled)
         )
 
@@ -511,17 +514,13 @@ class Connection(Negotiation, StreamControl):
         )
         self._close_begin(is_initiator=False, now=now)
 
-    def _forget_reset_tokens_of_former_home(self) -> None:
+    def forget_reset_tokens(self) -> None:
         """Obey no token that was issued before the server has moved.
 
         The host that it has left, or another one there, could be made to tell it (RFC 9000 21.11).
         """
-        home = None if self._client is None else self._client.home
-        if home != self._resettable_home:
-            if self._resettable_home is not None:
-                for each in (self._peer_cid, *self._peer_cid_available):
-                    each.stateless_reset_token = b""
-            self._resettable_home = home
+        for each in (self._peer_cid, *self._peer_cid_available):
+            each.stateless_reset_token = b""
 
     def _start_client_side(self) -> None:
         home = address_from_network(self._network_paths[0].addr)
@@ -678,6 +677,7 @@ class Connection(Negotiation, StreamControl):
         """
         if self._seal.is_shut or self._seal.holds_back(self._packet_number):
             return []
+        self._renew_keys()
         with self._thrift(), self._shared_connection_id(now):
             datagrams: list[tuple[bytes, NetworkAddress]] = super().datagrams_to_send(now)
         if self._server is not None:
@@ -686,22 +686,27 @@ class Connection(Negotiation, StreamControl):
             datagrams += self._client.challenges_to_send(now)
         return datagrams
 
-    @contextmanager
-    def _thrift(self) -> Iterator[None]:
+    def _renew_keys(self) -> None:
+        if self._handshake_confirmed and self._state not in END_STATES:
+            phase = self._cryptos[_ONE_RTT].key_phase
+            acknowledged = self._spaces[_ONE_RTT].largest_acked_packet
+            if self._key_age.is_due(self._packet_number, phase, acknowledged):
+                self.request_key_update()
+
+    def _thrift(self) -> AbstractContextManager[None]:
         """Let aioquic spend what the limit against amplification permits on what matters most.
 
         While a migration is under way that is to find each other again: something is held back for
         the network switch, and a challenge does not wait for room for an acknowledgement.
         """
-        if (
-            self._server is None
-            or not self._server.is_under_way
-            or self._network_paths[0].is_validated
-        ):
-            yield
-            return
+        server = self._server
+        if server is None or not server.is_under_way or self._network_paths[0].is_validated:
+            return _UNCHANGED
+        return self._holding_back(server.held_back)
+
+    @contextmanager
+    def _holding_back(self, held_back: int) -> Iterator[None]:
         path = self._network_paths[0]
-        held_back = self._server.held_back
         path.bytes_sent += held_back
         space = self._spaces[_ONE_RTT]
         acknowledge_at = None
@@ -713,16 +718,18 @@ class Connection(Negotiation, StreamControl):
             path.bytes_sent -= held_back
             space.ack_at = space.ack_at or acknowledge_at
 
-    @contextmanager
-    def _shared_connection_id(self, now: float) -> Iterator[None]:
+    def _shared_connection_id(self, now: float) -> AbstractContextManager[None]:
         """Answer a client's challenge from another address, also if it gives no ID for that.
 
         RFC 9000 9.5 is for what is available: a client that asks a server that has moved, behind a
         NAT that rebinds, would never be answered.
         """
-        paths: list[QuicNetworkPath] = []
-        if self._server is not None and self.peer_connection_ids.have_run_out(now):
-            paths = [path for path in self._network_paths[1:] if path.peer_cid is None]
+        if self._server is None or not self.peer_connection_ids.have_run_out(now):
+            return _UNCHANGED
+        return self._sharing([path for path in self._network_paths[1:] if path.peer_cid is None])
+
+    @contextmanager
+    def _sharing(self, paths: list[QuicNetworkPath]) -> Iterator[None]:
         for path in paths:
             path.peer_cid = self._peer_cid
         try:
@@ -735,9 +742,6 @@ class Connection(Negotiation, StreamControl):
         # Called for every 1-RTT packet after the handshake, before stream data is written
         if self._seal.holds_back(builder.packet_number):
             raise QuicPacketBuilderStop
-        phase = self._cryptos[_ONE_RTT].key_phase
-        if self._key_age.is_due(builder.packet_number, phase, space.largest_acked_packet):
-            self.request_key_update()
         super()._write_connection_limits(builder, space)
         side = self._client or self._server
         if side is not None:
