@@ -54,18 +54,23 @@ class Credentials:
 def issue(
     host: str = LOCAL,
     *,
+    name: str | None = None,
     signer: Credentials | None = None,
     may_sign: bool = False,
     days: tuple[float, float] = (-1, 1),
 ) -> Credentials:
-    """Return new credentials, self-signed without a signer; `days` from now they are valid."""
+    """Return new credentials, self-signed without a signer; `days` from now they are valid.
+
+    The host may have another common name than one made of its name.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"host {host}")])
+    common_name = name or f"host {host}"
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
     now = datetime.now(UTC)
     try:
-        name: x509.GeneralName = x509.IPAddress(ip_address(host))
+        known_as: x509.GeneralName = x509.IPAddress(ip_address(host))
     except ValueError:
-        name = x509.DNSName(host)
+        known_as = x509.DNSName(host)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -74,7 +79,7 @@ def issue(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + timedelta(days=days[0]))
         .not_valid_after(now + timedelta(days=days[1]))
-        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([known_as]), critical=False)
         .add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
         .sign(signer.key if signer else key, hashes.SHA256())
     )

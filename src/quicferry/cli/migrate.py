@@ -96,7 +96,13 @@ class _SourceLost(click.ClickException):
     "agent",
     metavar="HOST:PORT",
     required=True,
-    help="Where `quicferry agent run`, or `agent receive`, listens on the destination.",
+    help="Where `quicferry agent run`, or `agent receive`, listens on the destination. Its "
+    "certificate has to name HOST, unless --peer is given.",
+)
+@click.option(
+    "--peer",
+    metavar="NAME",
+    help="What the agent's certificate has to name.  [default: the host of --to]",
 )
 @click.option(
     "--identity",
@@ -189,6 +195,7 @@ def migrate(
     *,
     socket: Path | None,
     agent: str,
+    peer: str | None,
     identity: Path,
     technique: str,
     engine: str,
@@ -217,6 +224,7 @@ def migrate(
     if technique != HANDOVER:
         if container is None:
             raise click.UsageError(f"--technique {technique} needs --container")
+        fields["peer"] = peer
         choices = Choices(
             Technique(technique), engine, container, Compression(compress), lease, identity, step
         )
@@ -233,6 +241,7 @@ def migrate(
         address=None if address is None else str(address),
         running=running.value,
         timeout=limit,
+        peer=peer,
         pace="step-by-step" if step else "at-once",
     )
     report = asyncio.run(_migrate(socket or find_socket(), fields, teller))

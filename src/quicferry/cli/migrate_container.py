@@ -100,6 +100,7 @@ async def migrate_container(
         deadline=fields["deadline"],
         unready=Unready(fields["unready"]),
         follow=fields["timeout"],
+        peer=fields["peer"],
         technique=choices.technique,
         compression=choices.compression,
         lease=choices.lease,

@@ -325,7 +325,14 @@ class Channel(asyncio.Protocol):
 
 
 # ASYNC109: a timeout of the caller's could not name the host that did not answer, or the remedy.
-async def connect(host: str, port: int, identity: Identity, *, timeout: float) -> Channel:  # noqa: ASYNC109
+async def connect(
+    host: str,
+    port: int,
+    identity: Identity,
+    *,
+    timeout: float,  # noqa: ASYNC109
+    peer: str | None = None,
+) -> Channel:
     """Connect to a listener.
 
     There is no waiting for its opinion of this host's certificate: if it does not accept it, the
@@ -336,13 +343,14 @@ async def connect(host: str, port: int, identity: Identity, *, timeout: float) -
         port: Its TCP port.
         identity: What this host proves itself with.
         timeout: Seconds that all of it may take.
+        peer: What its certificate has to name; None for `host`.
 
     Raises:
         ChannelError: If that does not succeed.
     """
     remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        channel = Channel(Session.connecting(identity, host), remote)
+        channel = Channel(Session.connecting(identity, peer or host), remote)
     except ValueError:
         raise ChannelError(
             ChannelProblem.UNREACHABLE, f"{remote}: this is no host; write a name or an IP address"

@@ -30,6 +30,7 @@ class ChannelProblem(enum.Enum):
     CANNOT_LISTEN = "it is not possible to listen here"
     TIMEOUT = "no answer in time"
     NOT_TRUSTED = "the certificate of the peer is not accepted"
+    WRONG_HOST = "the certificate of the peer names another host"
     NOT_TRUSTED_BY_PEER = "the peer does not accept the certificate"
     WRONG_PROTOCOL = "the peer speaks something else"
     TOO_LARGE = "a message is too large"

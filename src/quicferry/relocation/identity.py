@@ -4,10 +4,13 @@ An identity is a directory with three files in PEM format:
 
 - ``certificate.pem``: the host's certificate;
 - ``key.pem``: its private key, which only its owner can read;
-- ``peers.pem``: the certificates of the hosts that it deals with. Exactly these are accepted: what
-  they name, who has signed them and what they have signed does not count. Or, instead of it,
-  ``ca.pem``: the certificates of authorities. Whatever they have signed is accepted, and the
-  certificate of the end that is connected to must name the host that was looked for.
+- ``peers.pem``: the certificates of the hosts that it deals with. Exactly these are accepted: who
+  has signed them and what they have signed does not count. Or, instead of it, ``ca.pem``: the
+  certificates of authorities. Whatever they have signed is accepted.
+
+Either way the certificate of the end that is connected to must name the host that was looked for
+(RFC 9525 6), since a server with its keys is not for every host that is trusted with some other
+one.
 
 Both ends of a connection prove themselves, over TLS 1.3 and nothing older. The files are read once.
 """
@@ -19,6 +22,7 @@ import enum
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
@@ -146,7 +150,9 @@ class Identity:
         # where SSLKEYLOGFILE says.
         context = ssl.SSLContext(protocol)
         if protocol == ssl.PROTOCOL_TLS_CLIENT:
+            # Of a list, `Session` looks at the name itself, and can say which ones there are.
             context.check_hostname = self.trust is Trust.CA
+            context.hostname_checks_common_name = False
         else:
             context.num_tickets = 0  # every connection is authenticated anew
         # What is trusted is enough by itself, whoever has signed it.
@@ -211,6 +217,32 @@ def make_identities(directory: Path, hosts: Sequence[str]) -> dict[str, Path]:
 def peer_name(certificate: bytes | None) -> str:
     """Return the name in a peer's certificate, DER, for people to read."""
     return _name(x509.load_der_x509_certificate(certificate)) if certificate else "unknown"
+
+
+def names_of(certificate: bytes) -> tuple[str, ...]:
+    """Return the names and IP addresses of the host that a certificate, DER, belongs to.
+
+    A certificate without any (RFC 5280 4.2.1.6) has its common name.
+    """
+    parsed = x509.load_der_x509_certificate(certificate)
+    try:
+        found = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return (_name(parsed),)
+    addresses = map(str, found.get_values_for_type(x509.IPAddress))
+    return (*found.get_values_for_type(x509.DNSName), *addresses)
+
+
+def is_named(names: Sequence[str], host: str) -> bool:
+    """Return whether a host is among the names and IP addresses of a certificate."""
+    return _comparable(host) in map(_comparable, names)
+
+
+def _comparable(name: str) -> str:
+    try:
+        return str(ip_address(name.partition("%")[0]))  # no certificate knows of a zone
+    except ValueError:
+        return name.lower().removesuffix(".")
 
 
 def _name(certificate: x509.Certificate) -> str:

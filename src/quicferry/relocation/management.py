@@ -77,6 +77,7 @@ class HandoverCommands:
                     "drain": Field(fields.patience, HandoverPlan.drain),
                     "running": Field(fields.choice(Running), HandoverPlan.running),
                     "timeout": Field(fields.seconds, HandoverPlan.follow),
+                    "peer": Field(fields.text),
                     "pace": Field(fields.choice(Pace), Pace.AT_ONCE),
                 },
                 self._hand_over,
@@ -103,6 +104,7 @@ class HandoverCommands:
             drain=given["drain"],
             running=given["running"],
             follow=given["timeout"],
+            peer=given["peer"],
         )
         handover = Handover(
             server,

@@ -54,6 +54,7 @@ class Plan:
         deadline: Seconds that the connections have to get ready.
         unready: What to do if some are not by then.
         follow: Seconds to wait for the clients to follow, for the report.
+        peer: What the agent's certificate has to name; None for `host`.
     """
 
     host: str
@@ -63,6 +64,7 @@ class Plan:
     deadline: float = 5.0
     unready: Unready = Unready.ABORT
     follow: float = 10.0
+    peer: str | None = None
 
 
 Gate = Callable[[Step], Awaitable[None]]
@@ -268,9 +270,8 @@ class Relocation(ABC):
                 self._link_lost(self._channel, "the agent does not answer")
 
     async def _offer(self) -> None:
-        plan = self._plan
         messages.prepare_messages()
-        self._channel = await connect(plan.host, plan.port, self._identity, timeout=PATIENCE)
+        self._channel = await self._connect(PATIENCE)
         self._spawn(self._read(self._channel))
         self._send(await self._make_offer())
         limit = self._patience
@@ -297,6 +298,10 @@ class Relocation(ABC):
         self._watch.begin(step)
 
     # The agent
+
+    async def _connect(self, limit: float) -> Channel:
+        plan = self._plan
+        return await connect(plan.host, plan.port, self._identity, timeout=limit, peer=plan.peer)
 
     async def _read(self, channel: Channel) -> None:
         try:
@@ -334,8 +339,7 @@ class Relocation(ABC):
         delay, longest = _BACKOFF
         while self._machine.state in (State.IN_DOUBT, State.GONE):
             try:
-                plan = self._plan
-                channel = await connect(plan.host, plan.port, self._identity, timeout=ANSWER_LIMIT)
+                channel = await self._connect(ANSWER_LIMIT)
             except ChannelError as exc:
                 logger.info("the agent cannot be asked: %s", exc)
                 if self._lease_has_ended:
@@ -353,10 +357,7 @@ class Relocation(ABC):
         """Tell the agent to forget its copies, if it can be told; otherwise its lease will."""
         if self._frozen_at is not None:
             with contextlib.suppress(ChannelError):
-                plan = self._plan
-                self._channel = await connect(
-                    plan.host, plan.port, self._identity, timeout=ANSWER_LIMIT
-                )
+                self._channel = await self._connect(ANSWER_LIMIT)
                 self._act(self._machine.link_back())
 
     def _send(self, message: Message) -> None:

@@ -11,10 +11,23 @@ from contextlib import suppress
 from typing import Any, Self
 
 from .errors import ChannelError, ChannelProblem
-from .identity import ALPN, CA, CERTIFICATE, PEERS, Identity, Trust, peer_name
+from .identity import (
+    ALPN,
+    CA,
+    CERTIFICATE,
+    PEERS,
+    Identity,
+    Trust,
+    is_named,
+    names_of,
+    peer_name,
+)
 
 _RECORD = 1 << 14
 """The largest content of a TLS record (RFC 8446 5.1)."""
+
+_MISMATCHES = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (X509_STORE_CTX_get_error(3))."""
 
 
 class Session:
@@ -23,6 +36,7 @@ class Session:
     Args:
         identity: What this end proves itself with.
         context: Of this end.
+        host: Whom the peer's certificate has to name; empty if it may be any that is trusted.
         options: For `ssl.SSLContext.wrap_bio`.
 
     Attributes:
@@ -30,8 +44,11 @@ class Session:
         is_over: Whether the peer has said that it sends no more.
     """
 
-    def __init__(self, identity: Identity, context: ssl.SSLContext, **options: Any) -> None:
+    def __init__(
+        self, identity: Identity, context: ssl.SSLContext, host: str = "", **options: Any
+    ) -> None:
         self.peer = ""
+        self._host = host
         self.is_over = False
         self._identity = identity
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -41,7 +58,10 @@ class Session:
     def connecting(cls, identity: Identity, host: str) -> Self:
         """Return the end that connects to `host`."""
         context = identity.client_context()
-        return cls(identity, context, server_hostname=host if context.check_hostname else None)
+        host = host.removesuffix(".")
+        return cls(
+            identity, context, host, server_hostname=host if context.check_hostname else None
+        )
 
     @classmethod
     def accepting(cls, identity: Identity) -> Self:
@@ -72,9 +92,14 @@ class Session:
         except ssl.SSLError as exc:
             raise self._explain(exc) from None
         certificate = self._tls.getpeercert(binary_form=True)
-        if not self._identity.accepts(certificate):
+        if certificate is None or not self._identity.accepts(certificate):
             self.close()
             raise self._not_trusted("it is not on the list itself")
+        if self._host and self._identity.trust is Trust.PEERS:
+            names = names_of(certificate)
+            if not is_named(names, self._host):
+                self.close()
+                raise self._wrong_host(f"it names {', '.join(names)}, and not {self._host}")
         self.peer = peer_name(certificate)
         if self._tls.selected_alpn_protocol() != ALPN:
             self.close()
@@ -120,6 +145,8 @@ class Session:
     def _explain(self, error: ssl.SSLError) -> ChannelError:
         reason = (error.reason or "").upper()
         if isinstance(error, ssl.SSLCertVerificationError):
+            if error.verify_code in _MISMATCHES:
+                return self._wrong_host(f"it does not name {self._host}")
             return self._not_trusted(error.verify_message)
         if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
             return self._not_trusted("it shows none")
@@ -143,6 +170,13 @@ class Session:
             remedy = f"append its {CERTIFICATE} to {self._identity.directory / PEERS}"
         return ChannelError(
             ChannelProblem.NOT_TRUSTED, f"its certificate is not accepted: {why}; {remedy}"
+        )
+
+    def _wrong_host(self, why: str) -> ChannelError:
+        return ChannelError(
+            ChannelProblem.WRONG_HOST,
+            f"another host answers than was looked for, by its certificate: {why}; correct --to, "
+            "or if that host is meant, say so with --peer NAME, a name in its certificate",
         )
 
 
