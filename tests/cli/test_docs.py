@@ -155,6 +155,8 @@ def test_hand_over(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(pem)
     certified = ("--cert", "fullchain.pem", "--key", "privkey.pem")
     shown = Shown(tmp_path, {"192.0.2.7:4434": "127.0.0.2:0"})
+    for name, host in (("alpha.example", "127.0.0.1"), ("beta.example", "127.0.0.2")):
+        shown.names |= {name: host, f"identities/{name}": f"identities/{host}"}
     made = shown.run(init)
     assert made.returncode == 0, made.stderr.decode()
 
@@ -167,7 +169,6 @@ def test_hand_over(tmp_path: Path) -> None:
         "127.0.0.2:4434": listening,
         "beta.example:4434": listening,
         "192.0.2.7:443": f"127.0.0.2:{port}",
-        "identities/127.0.0.1": "identities/alpha.example",
     }
     source = ("--from", "server.sock")
     given_up = shown.run(rehearse, *source, data=b"\n")
@@ -183,9 +184,9 @@ def test_hand_over(tmp_path: Path) -> None:
 
     back = shown.start(
         ["agent", "run", run[2], "--listen", "127.0.0.1:0", "--socket", "back.sock", *certified],
-        *("--identity", "identities/alpha.example"),
+        *("--identity", "identities/127.0.0.1"),
     )
-    there = ("agent.sock", read_json(back)["address"], "identities/beta.example")
+    there = ("agent.sock", read_json(back)["address"], "identities/127.0.0.2")
     said = run_program(tmp_path, *there, f"127.0.0.1:{port}")
     assert said == f"0 connections moved to 127.0.0.1:{port}\n"
     assert finish(agent)[0] == 0

@@ -18,7 +18,8 @@ from relocation.parties import APPLICATION, DESTINATION, SOURCE, STEPS, Client, 
 
 from quicferry.cli import main
 from quicferry.client import RequestFailed
-from quicferry.protocol import MigrationProtocol
+from quicferry.lab.demo.app import app
+from quicferry.protocol import Address, MigrationProtocol
 from quicferry.relocation import make_identities
 
 __all__ = ["time_limit"]
@@ -154,6 +155,30 @@ async def test_what_cannot_be_moved_stays(cast: Stage, tmp_path: Path) -> None:
     nowhere = f"{DESTINATION}:{free_port(DESTINATION)}"
     await stays(nowhere, nowhere, "quicferry agent run")
     await cast.moves_to_the_agent()
+
+
+async def test_the_agent_of_another_host_does_not_get_it(cast: Stage, tmp_path: Path) -> None:
+    """Three hosts trust one another, and the third one answers where the second is looked for."""
+    third = "beta.example"
+    three = make_identities(tmp_path / "three", [SOURCE, DESTINATION, third])
+    async with agent_at(
+        DESTINATION,
+        Address.parse(cast.destination).port,
+        {DESTINATION: three[third]},
+        app,
+        application=APPLICATION,
+    ) as agent:
+        identity = ("--identity", str(three[SOURCE]), "--timeout", "1")
+        migrate = await cast.migrate(*identity, agent=str(agent.address))
+        await ends(migrate, 1)
+        reason = migrate.said[-1]["reason"]
+        assert f"it names {third}, and not {DESTINATION}" in reason
+        assert "--peer" in reason
+        await cast.served_at(cast.source)
+        migrate = await cast.migrate(*identity, "--peer", third, agent=str(agent.address))
+        await ends(migrate, 0)
+        assert migrate.said[-1]["outcome"] == "committed"
+        await cast.served_at(cast.destination)
 
 
 async def test_what_is_said_wrong_stays(cast: Stage) -> None:
