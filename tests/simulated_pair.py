@@ -44,8 +44,8 @@ from quicferry.transport import Connection, address_from_network
 
 HOME = server_address(4, 1)
 AWAY = server_address(4, 2)
-ELSEWHERE: SimulatedAddress = ("192.0.2.66", 6666)
-"""Neither the server's nor announced."""
+ELSEWHERE: SimulatedAddress = ("10.0.0.66", 6666)
+"""Neither the server's nor announced, but where it might be."""
 
 RTT = 0.018
 

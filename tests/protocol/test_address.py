@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quicferry.protocol import Address, MigrationAddress, refusal
@@ -143,58 +143,159 @@ def test_a_family_is_present_if_any_of_its_bytes_is_set() -> None:
 
 # Refusal
 
-
-@pytest.mark.parametrize(
-    ("address", "current", "why"),
-    [
-        ("224.0.0.1:4433", V4, "multicast"),
-        ("239.255.255.250:1900", V4, "multicast"),
-        ("[ff02::1]:4433", V6, "multicast"),
-        ("255.255.255.255:4433", V4, "broadcast"),
-        ("192.0.2.9:0", V4, "port is 0"),
-        ("[2001:db8::9]:0", V6, "port is 0"),
-        ("0.0.0.0:4433", V4, "unspecified"),
-        ("[::]:4433", V6, "unspecified"),
-        ("127.0.0.1:4433", V4, "loopback"),
-        ("127.255.0.1:4433", V4, "loopback"),
-        ("[::1]:4433", V6, "loopback"),
-        ("127.0.0.1:4433", LINK4, "loopback"),
-        ("169.254.169.254:80", V4, "link-local"),
-        ("[fe80::1]:4433", V6, "link-local"),
-        ("169.254.1.1:4433", LOCAL4, "link-local"),
-        ("[::ffff:192.0.2.9]:4433", V6, "IPv4-mapped"),
-        ("[::ffff:127.0.0.1]:4433", LOCAL6, "IPv4-mapped"),
-    ],
-)
-def test_refused(address: str, current: Address, why: str) -> None:
-    reason = refusal(A(address), current)
-    assert reason is not None
-    assert why in reason
+PUBLIC4, PUBLIC6 = A("8.0.0.1:4433"), A("[2600::1]:4433")
 
 
 @pytest.mark.parametrize(
-    ("address", "current"),
+    ("host", "why"),
     [
-        ("198.51.100.1:4433", V4),
-        ("192.0.2.1:1", V4),
-        ("10.0.0.1:65535", V4),
-        ("[2001:db8::2]:4433", V6),
-        ("[fd00::1]:4433", V6),
-        ("127.0.0.2:4433", LOCAL4),
-        ("[::1]:4434", LOCAL6),
-        ("169.254.7.8:4433", LINK4),
-        ("[fe80::8]:4433", LINK6),
-        ("192.0.2.1:4433", LOCAL4),
+        ("224.0.0.1", "multicast"),
+        ("239.255.255.250", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("0.0.0.0", "unspecified"),
+        ("0.1.2.3", "this network"),
+        ("192.88.99.1", "relay"),
+        ("[ff02::1]", "multicast"),
+        ("[::]", "unspecified"),
+        ("[::ffff:8.0.0.2]", "IPv4-mapped"),
+        ("[::ffff:127.0.0.1]", "IPv4-mapped"),
+        ("[::127.0.0.1]", "IPv4-compatible"),
+        ("[::8.0.0.2]", "IPv4-compatible"),
+        ("[64:ff9b::127.0.0.1]", "not global"),
+        ("[64:ff9b::10.0.0.1]", "not global"),
+        ("[64:ff9b::224.0.0.1]", "not global"),
+        ("[64:ff9b:1::8.0.0.2]", "translator"),
+        ("[64:ff9b:1:ffff::10.0.0.1]", "translator"),
+        ("[2002:7f00:1::1]", "not global"),
+        ("[2002:c0a8:101::1]", "not global"),
+        ("[2001:0:a00:1::f7ff:fffd]", "not global"),  # the server of Teredo is 10.0.0.1
+        ("[2001:0:800:2::80ff:fffe]", "not global"),  # its client is 127.0.0.1
     ],
 )
-def test_accepted(address: str, current: Address) -> None:
-    assert refusal(A(address), current) is None
-
-
-@given(st.integers(1, 0xFFFF), st.ip_addresses())
-def test_refusal_has_an_answer_for_every_address(
-    port: int, host: IPv4Address | IPv6Address
-) -> None:
-    reason = refusal(Address(host, port), V4)
-    if host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local:
+def test_nobody_may_name(host: str, why: str) -> None:
+    address = A(f"{host}:4433")
+    for server in [PUBLIC4, V4, LOCAL4, LINK4] if address.family == 4 else [PUBLIC6, V6, LOCAL6]:
+        reason = refusal(address, server)
         assert reason is not None
+        assert why in reason
+    assert refusal(address, address) is not None
+
+
+KINDS = {
+    "private": ["10.0.0.1", "10.255.255.254", "172.16.0.1", "172.31.255.254", "192.168.1.1"],
+    "shared": ["100.64.0.1", "100.127.255.254"],
+    "loopback": ["127.0.0.1", "127.255.0.1"],
+    "link-local": ["169.254.1.1", "169.254.169.254"],
+    "documentation": ["192.0.2.9", "198.51.100.1", "203.0.113.255"],
+    "benchmarks": ["198.18.0.1", "198.19.255.254"],
+    "protocols": ["192.0.0.1", "192.0.0.170"],
+    "reserved": ["240.0.0.1", "255.255.255.254"],
+}
+KINDS6 = {
+    "private": ["[fc00::1]", "[fd00::1]", "[fdff:ffff::1]"],
+    "loopback": ["[::1]"],
+    "link-local": ["[fe80::1]", "[febf::1]", "[fe80::1%eth0]"],
+    "documentation": ["[2001:db8::9]", "[2001:db8:ffff::]", "[3fff:fff::1]"],
+    "benchmarks": ["[2001:2::1]"],
+    "protocols": ["[2001:1::1]", "[2001:20::1]", "[2001:1ff::1]"],
+    "site-local": ["[fec0::1]"],
+    "reserved": ["[100::1]", "[200::1]", "[4000::1]", "[5f00::1]"],
+    "6to4": ["[2002:800:2::1]", "[2002:800:3::9]"],
+    "Teredo": ["[2001:0:800:2::f7ff:fffd]", "[2001:0:800:3::f7ff:fffc]"],
+}
+OF_A_KIND = [(kind, host) for kinds in (KINDS, KINDS6) for kind in kinds for host in kinds[kind]]
+
+
+@pytest.mark.parametrize(("kind", "host"), OF_A_KIND)
+def test_from_a_public_server_only_what_is_public(kind: str, host: str) -> None:
+    address = A(f"{host}:4433")
+    reason = refusal(address, PUBLIC4 if address.family == 4 else PUBLIC6)
+    assert reason is not None
+    assert kind in reason
+
+
+@pytest.mark.parametrize(("kind", "host"), OF_A_KIND)
+def test_one_that_is_not_public_may_name_its_own_kind(kind: str, host: str) -> None:
+    server = A(f"{host}:4433")
+    kinds, public = (KINDS, PUBLIC4) if server.family == 4 else (KINDS6, PUBLIC6)
+    for other, hosts in kinds.items():
+        may_name = other == kind or (kind, other) == ("loopback", "documentation")
+        for each in hosts:
+            assert (refusal(A(f"{each}:4433"), server) is None) == may_name, each
+    assert refusal(public, server) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "1.1.1.1",
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+        "128.0.0.0",
+        "169.253.255.255",
+        "172.15.255.255",
+        "172.32.0.0",
+        "192.0.1.0",
+        "192.167.255.255",
+        "192.169.0.0",
+        "198.17.255.255",
+        "198.20.0.0",
+        "223.255.255.255",
+        "[2000::1]",
+        "[2001:200::1]",
+        "[2001:db7:ffff::1]",
+        "[2001:db9::1]",
+        "[2003::1]",
+        "[2a00:1450::1]",
+        "[3ffe:ffff::1]",
+        "[64:ff9b::8.0.0.2]",
+    ],
+)
+def test_what_is_public_may_be_named_by_all(host: str) -> None:
+    address = A(f"{host}:4433")
+    for server in [PUBLIC4, V4, LOCAL4] if address.family == 4 else [PUBLIC6, V6, LOCAL6]:
+        assert refusal(address, server) is None
+
+
+@pytest.mark.parametrize("kind_of_server", [PUBLIC4, V4])
+def test_ports_of_other_services(kind_of_server: Address) -> None:
+    """RFC 9000 21.5: below 1024 only HTTP's, and the one that the server has itself."""
+    host = kind_of_server.host
+
+    def is_refused(port: int, server_port: int) -> bool:
+        return refusal(Address(host, port), Address(host, server_port)) is not None
+
+    for port in (1, 22, 53, 79, 81, 123, 161, 442, 444, 853, 1023):
+        assert is_refused(port, 443)
+        assert is_refused(port, 4433)
+        assert not is_refused(port, port)
+    for port in (80, 443, 1024, 4433, 65535):
+        assert not any(is_refused(port, server_port) for server_port in (53, 80, 443, 4433))
+    assert is_refused(0, 0)
+    assert "53" in (refusal(Address(host, 53), kind_of_server) or "")
+
+
+def test_a_server_at_all_its_addresses_may_name_any_kind() -> None:
+    """Its own machine asks, before any client does."""
+    for wildcard, kinds in ((A("0.0.0.0:4433"), KINDS), (A("[::]:4433"), KINDS6)):
+        for kind in kinds:
+            for host in kinds[kind]:
+                assert refusal(A(f"{host}:4433"), wildcard) is None
+    assert refusal(A("224.0.0.1:4433"), A("0.0.0.0:4433")) is not None
+
+
+@given(st.ip_addresses())
+@example(IPv4Address("192.0.0.9"))
+@example(IPv6Address("2001:4:112::1"))
+@example(IPv6Address("2002::1"))
+def test_nothing_is_taken_for_public_that_python_does_not(host: IPv4Address | IPv6Address) -> None:
+    """Whatever its version knows of IANA's registries."""
+    server = PUBLIC4 if host.version == 4 else PUBLIC6
+    is_nat64 = host in ip_network("64:ff9b::/96")
+    if refusal(Address(host, 4433), server) is None and not is_nat64:
+        assert host.is_global
+        assert not host.is_multicast
+        assert not host.is_reserved

@@ -324,7 +324,7 @@ def test_a_packet_from_the_pool_moves_without_a_timeout(policy: Policy) -> None:
 def test_pool_size_is_bounded() -> None:
     client = DrivenClient()
     for number in range(1, MAX_POOL_SIZE + 1):
-        client.receive(pooled(Address.parse(f"198.51.100.{number}:1")))
+        client.receive(pooled(Address.parse(f"198.51.100.{number}:4433")))
     violates(client, pooled(AWAY))
     assert len(client.pool) == MAX_POOL_SIZE
 
@@ -399,12 +399,17 @@ def test_mixed_protocols_in_a_row() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "224.0.0.1:1",
-        "255.255.255.255:1",
-        "0.0.0.0:1",
+        "224.0.0.1:4433",
+        "255.255.255.255:4433",
+        "0.0.0.0:4433",
         "192.0.2.9:0",
-        "127.0.0.1:1",
-        "169.254.1.1:1",
+        "192.0.2.9:53",
+        "127.0.0.1:4433",
+        "169.254.1.1:4433",
+        "10.0.0.1:4433",
+        "100.64.0.1:4433",
+        "198.18.0.1:4433",
+        "240.0.0.1:4433",
     ],
 )
 @pytest.mark.parametrize("policy", Policy)
@@ -418,13 +423,38 @@ def test_refused_address(text: str, policy: Policy) -> None:
         assert client.actions == []
 
 
-@pytest.mark.parametrize("text", ["224.0.0.1:1", "192.0.2.9:0", "127.0.0.1:1", "169.254.1.1:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "224.0.0.1:4433",
+        "192.0.2.9:0",
+        "192.0.2.9:53",
+        "127.0.0.1:4433",
+        "169.254.1.1:4433",
+        "192.168.1.1:4433",
+    ],
+)
 @pytest.mark.parametrize("frames", [(), (MIGRATED,)], ids=["data", "migrated"])
 def test_refused_source(text: str, frames: tuple[MigrationFrame, ...]) -> None:
     """A forged source address must not turn the client's data there either."""
     client = DrivenClient()
     assert client.receive(*frames, source=Address.parse(text)) == []
     assert client.machine.server_address == HOME
+
+
+@pytest.mark.parametrize("home", ["10.0.0.1:4433", "[fd00::1]:4433", "127.0.0.1:4433"])
+def test_what_a_server_may_name_does_not_change_with_its_moves(home: str) -> None:
+    """It comes back from a public address to where the client has found it."""
+    near = Address.parse(home)
+    far = Address.parse("8.0.0.1:4433" if near.family == 4 else "[2600::1]:4433")
+    client = DrivenClient(home=near)
+    for to in (far, near, far):
+        client.migrate(EXPLICIT, to)
+    client.migrate(SYMMETRIC, near)
+    client = DrivenClient(home=far)
+    client.migrate(EXPLICIT, Address(far.host, 443))
+    violates(client, announced(near))
+    assert client.receive(source=near) == []
 
 
 @pytest.mark.parametrize("copies", [1, 2])

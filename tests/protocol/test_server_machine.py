@@ -35,6 +35,7 @@ from quicferry.protocol import (
     MigrationProtocol,
     MigrationReady,
     PoolAddressAcknowledged,
+    PoolMigrationAddressFrame,
     ServerMachine,
     ServerMigratedAcknowledged,
     ServerMigration,
@@ -210,10 +211,12 @@ def test_migration_already_in_progress(state: str, second: MigrationProtocol) ->
         pytest.param(HOME, HOME, 4, id="current"),
         pytest.param(HOME6, HOME6, 6, id="current-6"),
         pytest.param(MigrationAddress(HOME, AWAY6), HOME, 4, id="current-in-the-family-in-use"),
-        pytest.param(Address.parse("224.0.0.1:1"), HOME, 4, id="multicast"),
+        pytest.param(Address.parse("224.0.0.1:4433"), HOME, 4, id="multicast"),
         pytest.param(Address.parse("192.0.2.2:0"), HOME, 4, id="port-0"),
-        pytest.param(Address.parse("127.0.0.1:1"), HOME, 4, id="loopback"),
-        pytest.param(Address.parse("224.0.0.1:1"), None, 4, id="multicast-current-unknown"),
+        pytest.param(Address.parse("192.0.2.2:53"), HOME, 4, id="port-of-another-service"),
+        pytest.param(Address.parse("127.0.0.1:4433"), HOME, 4, id="loopback"),
+        pytest.param(Address.parse("10.0.0.1:4433"), HOME, 4, id="private"),
+        pytest.param(Address.parse("224.0.0.1:4433"), None, 4, id="multicast-current-unknown"),
     ],
 )
 def test_invalid_address(
@@ -227,6 +230,26 @@ def test_invalid_address(
 def test_invalid_address_not_wanted(protocol: MigrationProtocol) -> None:
     server = DrivenServer(options=TWO if protocol is POOL else ServerMigration())
     fails(server, ERROR.INVALID_ADDRESS, protocol, AWAY)
+
+
+def test_of_the_pool_only_what_clients_accept_is_sent() -> None:
+    """They would close the connection: a server may listen at public and at private addresses."""
+    near, far, never = (
+        MigrationAddress.of(Address.parse(text))
+        for text in ("10.0.0.1:4433", "8.0.0.1:4433", "224.0.0.1:4433")
+    )
+    options = ServerMigration(pool=(near, far, never))
+    for current, sent in (
+        ("10.0.0.9:4433", [near, far]),
+        ("8.0.0.9:4433", [far]),
+        ("0.0.0.0:4433", [near, far]),
+        (None, [near, far]),
+    ):
+        machine = ServerMachine(options, ALL_PROTOCOLS, 4)
+        at = None if current is None else Address.parse(current)
+        assert machine.handshake_finished(at) == [
+            Send(PoolMigrationAddressFrame(each)) for each in sent
+        ]
 
 
 def test_an_address_may_name_both_families() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 
 import pytest
-from loopback import at, free_port, http_client, served, server_side
+from loopback import at, free_port, http_client, served, server_configuration, server_side
 
 from quicferry import BindError, Server
 from quicferry.io import ConnectFailed
-from quicferry.protocol import MigrationProtocol
-from quicferry.server import RelocationError
+from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
+from quicferry.server import ConfigurationError, RelocationError
 
 FIRST, SECOND, AWAY = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
@@ -50,6 +50,29 @@ async def test_a_second_address_that_is_in_use_leaves_nothing_behind() -> None:
             async with served(port=port, others=[(SECOND, port)]):
                 pass
     async with served(port=port, others=[(SECOND, port)]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("pooled", "why"),
+    [
+        ("10.0.0.1:4433", "a private address"),
+        ("127.0.0.2:53", "port 53"),
+        ("224.0.0.1:4433", "multicast"),
+    ],
+)
+async def test_a_pool_that_every_client_would_refuse(pooled: str, why: str) -> None:
+    """They would close their connections in the handshake; nobody needs to find out that way."""
+    entry = MigrationAddress.parse(pooled)
+    with pytest.raises(ConfigurationError, match=f"refuse {pooled} of the pool: .*{why}"):
+        async with served(configuration=server_configuration(ServerMigration(pool=(entry,)))):
+            pass
+
+
+async def test_a_pool_for_other_clients_than_these() -> None:
+    entry = MigrationAddress.parse("10.0.0.1:4433,[fd00::1]:4433")
+    configuration = server_configuration(ServerMigration(pool=(entry,)))
+    async with served(configuration=configuration, host="0.0.0.0"):
         pass
 
 

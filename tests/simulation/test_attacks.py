@@ -328,7 +328,7 @@ def test_amplification_by_announced_address(policy: Policy, seconds: int) -> Non
 
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_amplification_by_pool(scheduler: Scheduler) -> None:
-    victims = [(f"198.51.100.{number}", 4433) for number in range(1, 7)]
+    victims = [(f"10.0.2.{number}", 4433) for number in range(1, 7)]
     with pair(9, client=ClientMigration(scheduler=scheduler)) as it:
         towards_victims = [sent_to(it, victim) for victim in victims]
         for victim in victims:

@@ -92,7 +92,7 @@ def test_copies_do_not_use_up_the_connection_ids() -> None:
     with wired_pair() as (it, _):
         it.imminent(SYMMETRIC)
         for number in range(1, 20):
-            it.deliver(it.client, genuine(it.server, PING), (f"192.0.2.{number}", 6666))
+            it.deliver(it.client, genuine(it.server, PING), (f"10.0.2.{number}", 6666))
         ping(it.client)
         it.relocate(AWAY, frozen=0.05)
         assert_works(it, AWAY)
@@ -132,7 +132,7 @@ def test_copies_from_many_addresses_at_the_switch(protocol: MigrationProtocol) -
 
         def copy(datagram: Datagram) -> None:
             if datagram.source == AWAY and (number := next(numbers, None)) is not None:
-                forged = (f"192.0.2.{number}", 6666)
+                forged = (f"10.0.2.{number}", 6666)
                 it.network.call_later(0.001, lambda: it.deliver(it.client, datagram.data, forged))
 
         it.network.taps.append(copy)

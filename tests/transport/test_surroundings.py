@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicPreferredAddress
-from simulated_pair import AWAY, RTT, Pair, address
+from simulated_pair import AWAY, HOME, RTT, Pair, address, pair
 from support import EXPLICIT, POOL, SYMMETRIC, SYNCHRONIZED, named, ping, server_for, wired_pair
 
 from quicferry.lab.simulation import (
@@ -236,6 +236,41 @@ def at_preferred_address(protocol: MigrationProtocol, client: ClientMigration) -
         assert it.client.connection.get_peer_address() == PREFERRED
         it.exchange(TRANSFER)
         yield it
+
+
+@pytest.mark.parametrize(
+    ("preferred", "is_followed"),
+    [
+        (("10.0.0.77", 4433), True),
+        (("192.168.0.1", 443), True),
+        (("8.0.0.1", 4433), True),
+        (("10.0.0.77", 53), False),
+        (("127.0.0.1", 4433), False),
+        (("169.254.169.254", 80), False),
+        (("100.64.0.1", 4433), False),
+        (("224.0.0.1", 4433), False),
+    ],
+)
+def test_a_preferred_address_is_one_that_may_be_named(
+    preferred: tuple[str, int], is_followed: bool
+) -> None:
+    """What is refused is not asked; the connection goes on where it is."""
+    with pair() as it:
+        it.client.connection._remote_preferred_address = QuicPreferredAddress(
+            ipv4_address=preferred,
+            ipv6_address=None,
+            connection_id=bytes(8),
+            stateless_reset_token=bytes(16),
+        )
+        asked: list[bytes] = []
+        it.network.taps.append(
+            lambda sent: asked.append(sent.data) if sent.destination == preferred else None
+        )
+        ping(it.client)
+        it.network.run_for(0.5)
+        assert bool(asked) == is_followed
+        it.exchange(TRANSFER)
+        assert it.client.connection.get_peer_address() == HOME
 
 
 @PROTOCOLS

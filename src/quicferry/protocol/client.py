@@ -137,6 +137,8 @@ class ClientMachine:
     ) -> None:
         self.state = State.IDLE
         self.home = home
+        # What it may name does not grow by a move. And what it could reach it may come back to.
+        self._first_home = home
         self._options = options
         self._negotiated = negotiated
         self._pool: list[Address] = []
@@ -185,7 +187,7 @@ class ClientMachine:
                 State.IDLE,
                 State.VALIDATING_SYMMETRIC,
             )
-        return possible and refusal(source, self.home) is None
+        return possible and refusal(source, self._first_home) is None
 
     # Inputs
 
@@ -302,7 +304,7 @@ class ClientMachine:
             self._step(Input.PACKET_FROM_HOME)
         elif self.may_probe(source):
             self._step(Input.PACKET_FROM_CANDIDATE, source)
-        elif refusal(source, self.home) is None:
+        elif refusal(source, self._first_home) is None:
             self._step(
                 Input.PACKET_FROM_ELSEWHERE_SYMMETRIC
                 if self._symmetric_possible
@@ -351,7 +353,7 @@ class ClientMachine:
     def _server_migrated(self, source: Address, is_newest: bool) -> None:
         if source == self.server_address or not is_newest:
             return
-        if refusal(source, self.home) is None:
+        if refusal(source, self._first_home) is None:
             before = self.state
             symmetric = self._symmetric_possible
             self._step(Input.MIGRATED_SYMMETRIC if symmetric else Input.MIGRATED, source)
@@ -372,7 +374,7 @@ class ClientMachine:
         target = address.for_family(self.home.family)
         if target is None:
             raise _violation(f"{frame} has no IPv{self.home.family} address")
-        problem = refusal(target, self.home)
+        problem = refusal(target, self._first_home)
         if problem is not None:
             raise _violation(f"{frame} names an address that is refused: {problem}")
         return target

@@ -187,12 +187,19 @@ class ServerMachine:
 
     # Inputs
 
-    def handshake_finished(self) -> list[Action]:
-        """Start the connection's life: send the pool, where there is one and it was negotiated."""
+    def handshake_finished(self, current: Address | None = None) -> list[Action]:
+        """Start the connection's life: send the pool, where there is one and it was negotiated.
+
+        Addresses that the client would refuse are left out: it would close the connection.
+
+        Args:
+            current: Where the server is, where that is known.
+        """
         if self._negotiated & MigrationProtocol.POOL_OF_ADDRESSES:
-            self._pool = [
-                address for address in self._options.pool if address.for_family(self._family)
-            ]
+            for address in self._options.pool:
+                target = address.for_family(self._family)
+                if target is not None and refusal(target, current or target) is None:
+                    self._pool.append(address)
             self._pool_unacknowledged = set(self._pool)
             self._actions += [Send(PoolMigrationAddressFrame(address)) for address in self._pool]
         return self._take_actions()

@@ -38,7 +38,7 @@ from quicferry.protocol import (
 )
 from quicferry.transport import Connection
 
-from .errors import RelocationError, RelocationErrorCode
+from .errors import ConfigurationError, RelocationError, RelocationErrorCode
 from .synchronisation import Assignment, Plan
 
 Destination = Address | MigrationAddress | None
@@ -163,6 +163,24 @@ def plan_for_named(
     return Plan(assignments, frozenset(), unable)
 
 
+def check_pool(pool: Collection[MigrationAddress], listening: Collection[Address]) -> None:
+    """Check that there is a client for each address of a pool that does not refuse it.
+
+    Args:
+        pool: Where the server may come up.
+        listening: Where it is.
+
+    Raises:
+        ConfigurationError: If there is none; the text names the address and why.
+    """
+    for target in (each for entry in pool for each in (entry.ipv4, entry.ipv6) if each is not None):
+        problems = [refusal(target, each) for each in listening if each.family == target.family]
+        if problems and all(problems):
+            raise ConfigurationError(
+                f"clients refuse {target} of the pool: {problems[0]}; choose one that they may use"
+            )
+
+
 def check_destination(
     plan: Plan, current: Address, pool: Collection[MigrationAddress], destination: Address
 ) -> None:
@@ -227,9 +245,9 @@ def _check_request(
         raise _invalid(f"{announced} is not of the server's address family; it is at {current}")
     if target == current:
         raise _invalid(f"the server is at {target} already; choose another address")
-    problem = refusal(target, target if current.host.is_unspecified else current)
+    problem = refusal(target, current)
     if problem is not None:
-        raise _invalid(f"clients refuse {target}: {problem}; choose a unicast address they reach")
+        raise _invalid(f"clients refuse {target}: {problem}; choose one that they may use")
     return announced
 
 

@@ -33,7 +33,7 @@ from quicferry.io import (
     Handshakes,
     StatelessReset,
 )
-from quicferry.protocol import Address, MigrationProtocol, protocol_name
+from quicferry.protocol import Address, MigrationProtocol, ServerMigration, protocol_name
 from quicferry.transport import address_from_network
 
 from .application import DEFAULT_STARTUP_TIMEOUT, Application
@@ -43,7 +43,7 @@ from .certificate import check_certificate
 from .departure import Departure, running_requests
 from .draining import Calls, RunningRequest
 from .errors import ConfigurationError
-from .planning import Choice, Destination, Unready, announced_to
+from .planning import Choice, Destination, Unready, announced_to, check_pool
 from .relocator import DEFAULT_DEADLINE, Relocator
 from .reports import Completion, Preparation, Relocation, RelocationEvent, ServerEvent
 from .suspension import Suspension
@@ -377,7 +377,8 @@ async def serve(
     Raises:
         BindError: If an address cannot be bound.
         ApplicationError: If the application fails to start.
-        ConfigurationError: If the configuration is not one for a server.
+        ConfigurationError: If the configuration is not one for a server, or clients would refuse an
+            address of its pool.
         OSError: If the name cannot be resolved.
     """
     configuration = copy.copy(configuration)
@@ -389,6 +390,9 @@ async def serve(
     addresses: dict[Address, None] = {}
     for where in ((host, port), *others):
         addresses |= dict.fromkeys(await _resolve(*where))
+    migration = getattr(configuration, "server_migration", None)
+    if isinstance(migration, ServerMigration):
+        check_pool(migration.pool, addresses)
     address, *further = addresses
     application = None
     if app is not None:

@@ -52,10 +52,11 @@ from quicferry.protocol import (
     ServerMigrationFrame,
     decode_frame,
     printable,
+    refusal,
 )
 from quicferry.protocol.frames import BODY_SIZES
 
-from .addresses import NetworkAddress, address_from_network
+from .addresses import NetworkAddress, address_from_network, read_address
 from .client_side import ClientSide
 from .connection_ids import PeerConnectionIds
 from .contract import FRAME_HANDLERS, check_contract
@@ -487,6 +488,15 @@ class Connection(Negotiation, StreamControl):
         except CryptoError:
             return None
         return number, payload
+
+    def _find_preferred_address(self) -> NetworkAddress | None:
+        preferred: NetworkAddress = super()._find_preferred_address()
+        if self._options is None or preferred is None:
+            return preferred
+        # What a server may name does not depend on how it does (RFC 9000 21.5.6).
+        named, home = (read_address(each) for each in (preferred, self._network_paths[0].addr))
+        is_refused = named is None or home is None or refusal(named, home) is not None
+        return None if is_refused else preferred
 
     # Stateless reset (RFC 9000 10.3)
 

@@ -25,7 +25,8 @@ FRAME_HANDLERS = "_QuicConnection__frame_handlers"
 _CONNECTION = """
     _configuration _logger _on_new_connection_id_delivery _send_probe _state
     _abandon_path_validation _add_network_path _close_at _close_begin _close_end _close_event
-    _close_pending _confirm_handshake _cryptos _datagrams_pending _events _flush_builder
+    _close_pending _confirm_handshake _cryptos _datagrams_pending _events _find_preferred_address
+    _flush_builder
     _consume_peer_cid
     _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
     _initialize _is_client _local_active_connection_id_limit _local_initial_source_connection_id

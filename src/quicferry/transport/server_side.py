@@ -147,7 +147,8 @@ class ServerSide:
 
     def handshake_finished(self) -> None:
         """Start the connection's life."""
-        self._run(self.machine.handshake_finished())
+        current = address_from_network(self._connection.server_address)
+        self._run(self.machine.handshake_finished(current))
 
     def imminent(
         self, protocol: MigrationProtocol, address: MigrationAddress | None, now: float
