@@ -229,3 +229,27 @@ def test_acknowledged_at_once() -> None:
         inject(it, server_migration(AWAY))
         (acknowledgement,) = wire.select(QuicFrameType.ACK, source=it.client.external)
         assert acknowledgement.time == pytest.approx(it.network.now - 0.009)
+
+
+# RFC 9000 8.2.2: a challenge is answered where it came in
+
+
+@pytest.mark.parametrize("further", [False, True], ids=["path-in-use", "another-path"])
+@PROTOCOLS
+def test_a_challenge_from_before_the_switch_is_not_answered_after_it(
+    protocol: MigrationProtocol, further: bool
+) -> None:
+    """An answer from the new address would show a path that nobody has asked for."""
+    challenge = bytes(range(8))
+    with wired_pair(server=server_for(protocol, AWAY)) as (it, wire):
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        data = genuine(it.client, b"\x1a" + challenge)
+        source = ("203.0.113.5", 777) if further else it.client.external
+        it.server.connection.receive_datagram(data, source, it.network.now)
+        wire.clear()
+        it.relocate(AWAY)
+        it.network.run_for(1)
+        assert (QuicFrameType.PATH_RESPONSE, challenge) not in [
+            frame for sent in wire.select(source=AWAY) for frame in sent.frames
+        ]
+        assert_works(it, AWAY)

@@ -17,10 +17,12 @@ import msgpack
 import pytest
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnectionState
+from aioquic.quic.packet import QuicFrameType
 from aioquic.tls import AlertDescription, Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
+from support import wired_pair
 
 from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, Path, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
@@ -45,7 +47,7 @@ from quicferry.transport import (
 from quicferry.transport.snapshot_format import FORMAT_VERSION, decode
 from quicferry.transport.snapshot_records import Snapshot
 
-THIRD: SimulatedAddress = ("203.0.113.3", 4433)
+THIRD: SimulatedAddress = ("10.0.0.3", 4433)
 BOTH_WAYS = Exchange(40_000, 40_000, answer=Answer.AT_ONCE)
 CASES = 320
 SYMMETRIC = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
@@ -583,6 +585,31 @@ def test_a_copy_holds_back_at_the_end_of_its_reserve() -> None:
         it.server.flush()
         wait_for_exchanges(it)
         assert copy._packet_number > end
+
+
+@pytest.mark.parametrize("left", range(1, 5))
+def test_the_reserve_is_kept_on_paths_that_are_only_answered(left: int) -> None:
+    """Each further path has a packet of its own, whatever the one in use has left."""
+    with wired_pair() as (it, wire):
+        source = it.server.migrating
+        copy = copy_of(it, freeze(source, now=it.network.now))
+        activate(copy, now=it.network.now)
+        end = copy._packet_number + RESERVED_NUMBERS
+        copy._packet_number = end - left
+        it.server.connection = copy
+        for number in range(1, 4):
+            challenge = genuine(it.client, b"\x1a" + bytes([number]) * 8)
+            copy.receive_datagram(challenge, (f"203.0.113.{number}", 777), it.network.now)
+        it.server.flush()
+        it.network.run_for(1)
+        used = [sent.number for sent in wire.select(source=HOME)]
+        assert max(used, default=0) < end
+        commit(copy)
+        it.server.flush()
+        it.network.run_for(1)
+        answers = wire.select(QuicFrameType.PATH_RESPONSE, source=HOME)
+        assert len({sent.destination for sent in answers}) == 3
+        it.exchange()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -22,6 +22,7 @@ from support import (
     migrate,
     named,
     server_migration,
+    wire_address,
     wired_pair,
 )
 
@@ -37,7 +38,7 @@ from quicferry.protocol import (
     ServerMigration,
     WithdrawalAcknowledged,
 )
-from quicferry.transport import activate, commit, freeze, resume_after_freeze, thaw
+from quicferry.transport import Connection, activate, commit, freeze, resume_after_freeze, thaw
 
 HOME6: SimulatedAddress = ("2001:db8::1", 4433, 0, 0)
 AWAY6: SimulatedAddress = ("2001:db8::2", 4433, 0, 0)
@@ -341,6 +342,44 @@ def test_an_older_client_is_never_sent_a_withdrawal(protocol: MigrationProtocol)
         assert wire.select(SERVER_MIGRATION) == []
         obstacle = it.server.migrating.migration_obstacle(SYMMETRIC)
         assert obstacle is MigrationErrorCode.INVALID_STATE
+        assert_works(it, HOME)
+
+
+@pytest.mark.parametrize("client_type", [OlderClient, Connection], ids=["older", "ours"])
+@ANNOUNCING
+def test_what_was_not_sent_before_an_abort_is_never_sent(
+    protocol: MigrationProtocol, client_type: type[Connection]
+) -> None:
+    """Congestion control may hold an announcement back, and so may a batch that is not over."""
+    with wired_pair(client_type=client_type) as (it, wire):
+        target = address(AWAY) if protocol is EXPLICIT else None
+        it.server.migrating.imminent_migration(protocol, target, now=it.network.now)
+        it.server.migrating.abort_migration(now=it.network.now)
+        it.server.flush()
+        it.network.run_for(1)
+        said = {
+            body for sent in wire.sent for kind, body in sent.frames if kind == SERVER_MIGRATION
+        }
+        assert said <= {wire_address(HOME)}, "at most that it stays"
+        assert "ServerMigrationReceived" not in named(it.client)
+        assert_works(it, HOME)
+
+
+@ANNOUNCING
+def test_what_was_lost_before_an_abort_is_not_sent_again(protocol: MigrationProtocol) -> None:
+    """It waits to be sent once more when the migration is given up."""
+    with wired_pair(client_type=OlderClient) as (it, wire):
+        lose(it.network, lambda datagram: SERVER_MIGRATION in wire.read(datagram.data))
+        begin(it, protocol)
+        connection = it.server.migrating
+        it.network.run_for(0.01)
+        connection._loss.reschedule_data(now=it.network.now)
+        connection.abort_migration(now=it.network.now)
+        wire.clear()
+        it.server.flush()
+        it.network.run_for(2)
+        assert wire.select(SERVER_MIGRATION) == []
+        assert "ServerMigrationReceived" not in named(it.client)
         assert_works(it, HOME)
 
 
