@@ -1,89 +1,26 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import pytest
 from aioquic.asyncio.client import connect as stock_connect
 from aioquic.buffer import Buffer
-from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import QuicEvent, StreamDataReceived
 from aioquic.quic.packet import QuicErrorCode, QuicPacketType, pull_quic_header
-from loopback import Filter, at, client_configuration, server_configuration, stock_configuration
+from initials import HELLO, crypto_frame, first_flight, initial
+from loopback import Filter, at, client_configuration, stock_configuration
+from routed import UNTIL, Running, echo, exchange, long_header
 
-import quicferry
 from quicferry.io import (
     AddressValidation,
     ConnectFailed,
     ConnectionLost,
-    ConnectionProtocol,
-    ConnectionRouter,
+    HandshakeCounts,
     Handshakes,
     StatelessReset,
 )
 
 SECRET = bytes(range(32))
-
-
-class Echo(ConnectionProtocol):
-    def quic_event_received(self, event: QuicEvent) -> None:
-        if isinstance(event, StreamDataReceived):
-            if event.data == b"fail":
-                raise RuntimeError("this connection fails")
-            self.connection.send_stream_data(event.stream_id, event.data, event.end_stream)
-
-
-class Running:
-    """A router with an echo service, closed at the end of the context."""
-
-    def __init__(self, port: int = 0, **arguments: Any) -> None:
-        arguments.setdefault("configuration", server_configuration())
-        self.router = ConnectionRouter(
-            at("127.0.0.1", port), create_protocol=Echo, linger=0.2, **arguments
-        )
-        self.port = self.router.endpoint.address.port
-
-    async def __aenter__(self) -> Running:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.router.close()
-
-    def connect(self, **arguments: Any) -> Any:
-        arguments.setdefault("configuration", client_configuration())
-        return quicferry.connect("127.0.0.1", self.port, **arguments)
-
-
-async def echo(client: Any, data: bytes) -> bytes:
-    reader, writer = await client.create_stream()
-    writer.write(data)
-    writer.write_eof()
-    answer: bytes = await reader.read()
-    return answer
-
-
-async def exchange(port: int, datagram: bytes, until: bytes) -> list[bytes]:
-    """Send a datagram, then `until`, and return the answers up to that to `until`."""
-    loop = asyncio.get_running_loop()
-    answers: list[bytes] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.connect(("127.0.0.1", port))
-        await loop.sock_sendall(sock, datagram)
-        await loop.sock_sendall(sock, until)
-        while not answers or b"untilcid" not in answers[-1]:
-            answers.append(await loop.sock_recv(sock, 65536))
-    return answers[:-1]
-
-
-def long_header(version: int, cid: bytes, size: int = 1200) -> bytes:
-    start = b"\xc0" + version.to_bytes(4, "big") + bytes([8]) + b"destcid0" + bytes([8]) + cid
-    return start + bytes(size - len(start))
-
-
-UNTIL = long_header(0x1A2A3A4A, b"untilcid")
-"""It is answered by version negotiation, so what was sent before it has been seen."""
 
 
 async def test_version_negotiation() -> None:
@@ -140,7 +77,7 @@ async def test_no_answer(datagram: bytes) -> None:
 
 async def test_retry() -> None:
     async with (
-        Running(validation=AddressValidation()) as running,
+        Running(retry=True) as running,
         running.connect() as client,
         stock_connect("127.0.0.1", running.port, configuration=stock_configuration()) as stock,
     ):
@@ -150,7 +87,7 @@ async def test_retry() -> None:
 
 @pytest.mark.parametrize("size", [1, 12, 28, 100])
 async def test_a_token_of_another_server_counts_for_nothing(size: int) -> None:
-    async with Running(validation=AddressValidation()) as running:
+    async with Running(retry=True) as running:
         configuration = client_configuration(token=b"x" * size)
         async with running.connect(configuration=configuration) as client:
             assert await echo(client, b"validated") == b"validated"
@@ -158,9 +95,8 @@ async def test_a_token_of_another_server_counts_for_nothing(size: int) -> None:
 
 async def test_a_retry_token_of_no_use_ends_the_attempt() -> None:
     """Its client has had a Retry packet, and takes no other one."""
-    validation = AddressValidation(SECRET)
-    async with Running(validation=validation) as running:
-        [retry] = await exchange(running.port, long_header(1, b"mycid000"), UNTIL)
+    async with Running(retry=True) as running:
+        [retry] = await exchange(running.port, first_flight()[0], UNTIL)
         header = pull_quic_header(Buffer(data=retry))
         assert header.packet_type == QuicPacketType.RETRY
         configuration = client_configuration(token=header.token)
@@ -170,11 +106,12 @@ async def test_a_retry_token_of_no_use_ends_the_attempt() -> None:
         assert caught.value.error_code == QuicErrorCode.INVALID_TOKEN
 
 
-async def test_hosts_that_share_a_key_take_each_others_tokens() -> None:
+@pytest.mark.parametrize("retries", [True, False])
+async def test_hosts_that_share_a_key_take_each_others_tokens(retries: bool) -> None:
     """The Retry packet comes from one server, and what follows goes to another one."""
     async with (
-        Running(validation=AddressValidation(SECRET)) as first,
-        Running(validation=AddressValidation(SECRET)) as second,
+        Running(validation=AddressValidation(SECRET), retry=True) as first,
+        Running(validation=AddressValidation(SECRET), retry=retries) as second,
     ):
 
         class Moved(Filter):
@@ -260,6 +197,7 @@ async def test_what_is_answered_by_a_reset() -> None:
 async def test_a_connection_that_was_given_away_is_not_reset() -> None:
     async with Running(resets=StatelessReset(SECRET)) as running, running.connect() as client:
         await client.ping()
+        await client.ping()  # the first one may have come together with the handshake
         [protocol] = running.router.protocols
         running.router.forget(protocol)
         for cid in protocol.connection.own_connection_ids:
@@ -350,14 +288,9 @@ async def test_a_lost_close_is_repeated() -> None:
 
 
 async def test_an_initial_packet_that_cannot_be_read_leaves_nothing_behind() -> None:
-    async with Running(configuration=server_configuration(idle_timeout=0.05)) as running:
-        opened: asyncio.Future[ConnectionProtocol] = asyncio.get_running_loop().create_future()
-        running.router.on_open = opened.set_result
-        connection = QuicConnection(configuration=stock_configuration())
-        connection.connect(("127.0.0.1", running.port), now=0.0)
-        [(datagram, _), *_] = connection.datagrams_to_send(now=0.0)
-        forged = bytearray(datagram)
+    async with Running() as running:
+        forged = bytearray(initial(crypto_frame(0, HELLO), destination=b"8 bytes."))
         forged[-1] ^= 1
         assert await exchange(running.port, bytes(forged), UNTIL) == []
-        await (await opened).wait_closed()
         assert not running.router.protocols
+        assert running.router.handshake_counts == HandshakeCounts(dropped=1)

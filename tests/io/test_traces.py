@@ -18,10 +18,18 @@ from loopback import client_configuration, http_client, served, server_configura
 from traces import names, read_trace
 
 from quicferry.io import QlogDirectory, TraceError
+from quicferry.io.traces import QlogTrace
 
 
 def log(trace: Any, event: str, **data: Any) -> None:
     trace.log_event(category="test", event=event, data=data)
+
+
+def answered(traces: QlogDirectory, odcid: bytes) -> QlogTrace:
+    """The trace of a server's connection whose client has answered to the handshake."""
+    trace = traces.start_trace(is_client=False, odcid=odcid)
+    trace.has_begun = True
+    return trace
 
 
 def files(folder: Path) -> list[Path]:
@@ -97,7 +105,7 @@ def test_a_trace_is_private(tmp_path: Path) -> None:
 def test_names_that_are_taken(tmp_path: Path) -> None:
     for number in range(3):
         traces = QlogDirectory(tmp_path)
-        trace = traces.start_trace(is_client=False, odcid=b"\xaa" * 8)
+        trace = answered(traces, b"\xaa" * 8)
         log(trace, "begun", number=number)
         traces.end_trace(trace)
     name = "aa" * 8 + "-server"
@@ -109,7 +117,7 @@ def test_names_that_are_taken(tmp_path: Path) -> None:
 def test_a_client_that_repeats_its_id_gets_a_bounded_number_of_files(tmp_path: Path) -> None:
     traces = QlogDirectory(tmp_path)
     for _ in range(120):
-        trace = traces.start_trace(is_client=False, odcid=b"\xaa" * 8)
+        trace = answered(traces, b"\xaa" * 8)
         log(trace, "begun")
         traces.end_trace(trace)
     assert len(files(tmp_path)) == 100
@@ -117,13 +125,13 @@ def test_a_client_that_repeats_its_id_gets_a_bounded_number_of_files(tmp_path: P
 
 def test_a_trace_without_events_makes_no_file(tmp_path: Path) -> None:
     traces = QlogDirectory(tmp_path)
-    traces.end_trace(traces.start_trace(is_client=False, odcid=b"12345678"))
+    traces.end_trace(answered(traces, b"12345678"))
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_file_that_was_tidied_away_begins_again(tmp_path: Path) -> None:
     traces = QlogDirectory(tmp_path)
-    trace = traces.start_trace(is_client=False, odcid=b"12345678")
+    trace = answered(traces, b"12345678")
     log(trace, "before")
     await asyncio.sleep(0)
     (path,) = files(tmp_path)
@@ -137,7 +145,7 @@ async def test_a_file_that_was_tidied_away_begins_again(tmp_path: Path) -> None:
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     traces = QlogDirectory(tmp_path)
-    trace = traces.start_trace(is_client=False, odcid=b"12345678")
+    trace = answered(traces, b"12345678")
 
     def many(count: int) -> None:
         for number in range(count):
@@ -161,7 +169,7 @@ async def test_many_connections_need_no_open_files(tmp_path: Path) -> None:
 
     traces = QlogDirectory(tmp_path)
     before = open_files()
-    live = [traces.start_trace(is_client=False, odcid=os.urandom(8)) for _ in range(300)]
+    live = [answered(traces, os.urandom(8)) for _ in range(300)]
     for trace in live:
         log(trace, "alive")
     await asyncio.sleep(0)

@@ -171,6 +171,7 @@ async def _run(
                 startup_timeout=serving.startup_timeout,
                 key=serving.load_key(),
                 capacity=capacity,
+                max_half_open=serving.max_half_open,
             )
             await stack.enter_async_context(running)
             set_apart_what_is_loaded()

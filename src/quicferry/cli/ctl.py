@@ -406,4 +406,10 @@ def _describe_status(result: dict[str, Any]) -> list[str]:
         if each.get("announced") is not None:  # servers of 0.1 do not say
             line += f"  (told to expect the server at {each['announced']})"
         lines.append(line)
+    if (handshakes := result.get("handshakes")) is not None:  # nor do they say this
+        lines.append(
+            f"handshakes: {handshakes['half_open']} half-open, {handshakes['refused']} refused, "
+            f"{handshakes['retried']} retried, {handshakes['dropped']} dropped, "
+            f"{handshakes['expired']} expired"
+        )
     return lines

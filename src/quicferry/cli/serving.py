@@ -32,6 +32,7 @@ from quicferry.cli.options import (
     qlog_option,
     say_aside,
 )
+from quicferry.io import DEFAULT_MAX_HALF_OPEN
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
     DEFAULT_STARTUP_TIMEOUT,
@@ -67,6 +68,7 @@ class Serving:
         socket: The path of the management socket; None for the default.
         migration: The choices about server migration; None where it is off.
         retry: Whether clients have to prove their address.
+        max_half_open: How many connections there may be whose handshake is under way.
         key_file: A file with what outlives the process; None for nothing.
         linger: Seconds for which a former address is listened at.
         startup_timeout: Seconds that the application has to start.
@@ -81,6 +83,7 @@ class Serving:
     socket: Path | None
     migration: ServerMigration | None
     retry: bool
+    max_half_open: int
     key_file: Path | None
     linger: float
     startup_timeout: float
@@ -140,7 +143,18 @@ def serving_options(command: Command) -> Command:
         click.option(
             "--retry",
             is_flag=True,
-            help="Validate client addresses with a Retry packet (RFC 9000 8.1.2).",
+            help="Validate client addresses with a Retry packet (RFC 9000 8.1.2), also while few "
+            "are connecting.",
+        ),
+        click.option(
+            "--max-half-open",
+            type=click.IntRange(min=1),
+            default=DEFAULT_MAX_HALF_OPEN,
+            show_default=True,
+            metavar="NUMBER",
+            help="Connections whose handshake may be under way at once. From a tenth of it on, "
+            "clients have to validate their address; a fourth of it is for one address, and more "
+            "are refused.",
         ),
         click.option(
             "--key-file",

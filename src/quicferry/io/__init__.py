@@ -2,6 +2,7 @@
 
 from .endpoint import DEFAULT_LINGER, UdpEndpoint
 from .errors import BindError, ConnectFailed, ConnectionLost
+from .half_open import DEFAULT_MAX_HALF_OPEN, HandshakeCounts
 from .link import ClientLink, DatagramLink, WrapTransport
 from .protocol import ConnectionProtocol, EventStream, Forward, forward_nowhere
 from .routing import Berth, ConnectionRouter, Handshakes
@@ -11,6 +12,7 @@ from .udp import UdpSocket
 
 __all__ = [
     "DEFAULT_LINGER",
+    "DEFAULT_MAX_HALF_OPEN",
     "AddressValidation",
     "Berth",
     "BindError",
@@ -22,6 +24,7 @@ __all__ = [
     "DatagramLink",
     "EventStream",
     "Forward",
+    "HandshakeCounts",
     "Handshakes",
     "QlogDirectory",
     "StatelessReset",

@@ -126,6 +126,7 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._ignored = 0
         self._held: deque[tuple[bytes, NetworkAddress]] = deque(maxlen=MOST_HELD)
         self._forward: Forward | None = None
+        self._connected_callbacks: list[Callable[[], None]] = []
         self._lost_callbacks: list[Callable[[ConnectionLost], None]] = []
         self._migration_callbacks: list[Callable[[MigrationEvent], None]] = []
         self._migration_events_wait = False
@@ -179,6 +180,10 @@ class ConnectionProtocol(QuicConnectionProtocol):
         self._migration_events_wait = False
         self._process_migration_events()
 
+    def on_connected(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the handshake has completed, if it has not yet."""
+        self._connected_callbacks.append(callback)
+
     def on_lost(self, callback: Callable[[ConnectionLost], None]) -> None:
         """Call `callback` once, as soon as the end of the connection is decided."""
         self._lost_callbacks.append(callback)
@@ -226,6 +231,21 @@ class ConnectionProtocol(QuicConnectionProtocol):
         if not self._connected and self.closed_by is None:
             self.refuse(reason)
             self._closed.set()
+
+    def abandon(self, reason: str, *, is_validated: bool) -> None:
+        """End a connection at once whose handshake is not finished, and keep nothing of it.
+
+        The peer is told if it is known to be where it says: others get no more than three times
+        what they have sent (RFC 9000 8.1).
+
+        Args:
+            reason: For the peer, if it is told.
+            is_validated: Whether its address was validated before the handshake.
+        """
+        if self.closed_by is None and (is_validated or self.connection.is_peer_validated):
+            self.refuse(reason)
+        self.connection.end_now(reason)
+        self.settle()
 
     async def wait_connected(self) -> None:
         """Wait until the handshake has completed.
@@ -450,6 +470,8 @@ class ConnectionProtocol(QuicConnectionProtocol):
                 self._connected = True
                 self._decided.set()
                 self._keep_open()
+                for connected in self._connected_callbacks:
+                    connected()
             elif isinstance(event, events.PingAcknowledged):
                 waiter = self._ping_waiters.pop(event.uid, None)
                 if waiter is not None and not waiter.done():

@@ -1,9 +1,10 @@
 """A server's connections at one endpoint: who gets which datagram.
 
 A datagram belongs to the connection that issued its destination connection ID. An Initial packet
-with an unknown one opens a connection, if handshakes are accepted at present; otherwise it is
-answered with CONNECTION_REFUSED. All connections touched by a batch of datagrams process and send
-once, at the end of the batch.
+with an unknown one opens a connection, if a ClientHello begins in it and handshakes are accepted at
+present; otherwise it is answered with CONNECTION_REFUSED, or a Retry packet. Noise is not answered:
+nothing is made of a datagram that no client can have made, and `half_open` bounds what is made of
+others. All connections touched by a batch of datagrams process and send once, at its end.
 
 Each connection has a `Berth`: the socket that it sends from. When the endpoint moves, the
 connections that move along are berthed at the new socket, one by one; one that is closing stays at
@@ -19,7 +20,7 @@ from functools import partial
 
 from aioquic.asyncio.protocol import QuicStreamHandler
 from aioquic.buffer import Buffer
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicHeader,
@@ -29,9 +30,23 @@ from aioquic.quic.packet import (
 from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
 
 from quicferry.protocol import Address
-from quicferry.transport import Connection, NetworkAddress, SnapshotError, thaw
+from quicferry.transport import (
+    Connection,
+    NetworkAddress,
+    Opening,
+    SnapshotError,
+    read_opening,
+    thaw,
+)
 
 from .endpoint import DEFAULT_LINGER, Received, UdpEndpoint
+from .half_open import (
+    DEFAULT_MAX_HALF_OPEN,
+    HalfOpen,
+    HandshakeCounts,
+    LaterParts,
+    Verdict,
+)
 from .protocol import ConnectionProtocol
 from .stateless import (
     AddressValidation,
@@ -90,8 +105,10 @@ class ConnectionRouter:
         create_protocol: Makes what drives a new connection.
         session_ticket_fetcher: As in aioquic.
         session_ticket_handler: As in aioquic.
-        validation: How the addresses of clients are validated before the handshake; None if they
-            are not.
+        validation: How the addresses of clients are validated before the handshake; by default with
+            a key of its own.
+        retry: Whether that is done for all clients, and not only while many are connecting.
+        max_half_open: How many connections there may be whose handshake is under way.
         resets: How clients are told of connections that nobody knows; None if they are not.
         stream_handler: As in aioquic.
         linger: Seconds for which an address is still listened at after the server has left it.
@@ -115,6 +132,8 @@ class ConnectionRouter:
         session_ticket_fetcher: SessionTicketFetcher | None = None,
         session_ticket_handler: SessionTicketHandler | None = None,
         validation: AddressValidation | None = None,
+        retry: bool = False,
+        max_half_open: int = DEFAULT_MAX_HALF_OPEN,
         resets: StatelessReset | None = None,
         stream_handler: QuicStreamHandler | None = None,
         linger: float = DEFAULT_LINGER,
@@ -124,7 +143,9 @@ class ConnectionRouter:
         self._create_protocol = create_protocol
         self._session_ticket_fetcher = session_ticket_fetcher
         self._session_ticket_handler = session_ticket_handler
-        self._validation = validation
+        self._validation = validation or AddressValidation()
+        self._half_open = HalfOpen(max_half_open, always_retry=retry)
+        self._later_parts = LaterParts()
         self._resets = resets
         self._given_away: set[bytes] = set()
         self._stream_handler = stream_handler
@@ -140,6 +161,11 @@ class ConnectionRouter:
     def protocols(self) -> Collection[ConnectionProtocol]:
         """All connections that have not ended, closing ones included."""
         return self._berths.keys()
+
+    @property
+    def handshake_counts(self) -> HandshakeCounts:
+        """How many handshakes are under way, and what became of others."""
+        return self._half_open.counts
 
     def berth(self, protocol: ConnectionProtocol) -> Berth:
         """Return where a connection is."""
@@ -208,6 +234,7 @@ class ConnectionRouter:
     def close(self) -> None:
         """Close the sockets; connections that are still open find no way out any more."""
         self.endpoint.close()
+        self._half_open.close()
         self._routes.clear()
         self._connection_ids.clear()
         self._berths.clear()
@@ -247,11 +274,12 @@ class ConnectionRouter:
             return None  # too small for an answer
         if header.destination_cid in self._routes:
             return self._routes[header.destination_cid]
-        if header.packet_type == QuicPacketType.INITIAL and len(data) >= SMALLEST_MAX_DATAGRAM_SIZE:
-            opened = self._open(socket, header, addr, host)
+        if header.packet_type == QuicPacketType.INITIAL:
+            opened = self._open(socket, data, header, addr, host)
             if isinstance(opened, ConnectionProtocol):
                 return opened
-            socket.send([(opened, addr)], host)
+            if opened is not None:
+                socket.send([(opened, addr)], host)
         return None
 
     def _reset(
@@ -284,30 +312,52 @@ class ConnectionRouter:
                 return True
 
     def _open(
-        self, socket: UdpSocket, header: QuicHeader, addr: NetworkAddress, host: str | None
-    ) -> ConnectionProtocol | bytes:
-        """Return a connection for a new client, or the answer that it gets instead."""
+        self,
+        socket: UdpSocket,
+        data: bytes,
+        header: QuicHeader,
+        addr: NetworkAddress,
+        host: str | None,
+    ) -> ConnectionProtocol | bytes | None:
+        """Return a connection for a new client, or the answer that it gets instead, if any."""
+        counts = self._half_open.counts
+        opening = read_opening(data, header)
+        if opening is Opening.NOTHING:
+            counts.dropped += 1
+            return None
         if self._refuses(socket):
+            counts.refused += 1
             return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
-        original_cid, retry_cid = header.destination_cid, None
-        if self._validation is not None:
-            try:
-                known = self._validation.original_destination(header, addr)
-            except ValueError:
-                return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
-            if known is None:
+        try:
+            original_cid = self._validation.original_destination(header, addr)
+        except ValueError:
+            counts.refused += 1
+            return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
+        is_validated = original_cid is not None
+        match self._half_open.judge(addr, is_validated=is_validated):
+            case Verdict.RETRY:
+                counts.retried += 1
                 return self._validation.challenge(header, addr)
-            original_cid, retry_cid = known, header.destination_cid
+            case Verdict.REFUSE:
+                counts.refused += 1
+                return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
+        cid = header.destination_cid
+        if opening is Opening.LATER_PART:
+            self._later_parts.hold(cid, addr, data)
+            return None
         connection = Connection(
             configuration=self.configuration,
-            original_destination_connection_id=original_cid,
-            retry_source_connection_id=retry_cid,
+            original_destination_connection_id=cid if original_cid is None else original_cid,
+            retry_source_connection_id=cid if is_validated else None,
             session_ticket_fetcher=self._session_ticket_fetcher,
             session_ticket_handler=self._session_ticket_handler,
         )
         protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
         connection.server_address = self._berth(protocol, socket, host)
-        self._welcome(protocol, (header.destination_cid, connection.host_cid))
+        self._half_open.add(protocol, addr, is_validated=is_validated)
+        self._welcome(protocol, (cid, connection.host_cid))
+        for part in self._later_parts.take(cid, addr):
+            protocol.receive(part, addr)
         return protocol
 
     def _welcome(self, protocol: ConnectionProtocol, connection_ids: Iterable[bytes]) -> None:
@@ -335,5 +385,6 @@ class ConnectionRouter:
 
     def _terminated(self, protocol: ConnectionProtocol) -> None:
         self._berths.pop(protocol, None)
+        self._half_open.remove(protocol)
         for cid in self._connection_ids.pop(protocol, ()):
             del self._routes[cid]

@@ -8,6 +8,9 @@ Events wait in memory until the event loop is done with what is under way, since
 packet that was received are known only when it has been read. Then they are appended, and the file
 is closed again: so traces of many connections need no files that stay open, nor does a container
 that moves take any along. The event loop writes before it ends, too (`asyncio.run`).
+
+A server's trace begins when its client has answered to the handshake. Whoever only knocks, from an
+address that need not be its own, fills no disk.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ MOST_WAITING = 256
 
 _ALL_IS_KNOWN_BEFORE = frozenset({"datagrams_received", "packet_sent"})
 """Events that begin when no packet is being read."""
+
+_FROM_ANYONE = frozenset({"initial", "0RTT"})
+"""Types of packets that can be sent without having received anything."""
 
 
 class TraceError(QuicferryError):
@@ -99,6 +105,8 @@ class QlogDirectory(QuicLogger):
 
     def write(self, trace: QlogTrace) -> None:
         """Write the events of a trace; if that fails, say so once."""
+        if not trace.has_begun:
+            return
         events = trace.take()
         if self._has_failed or not events:
             return
@@ -137,11 +145,13 @@ class QlogTrace(QuicLoggerTrace):
 
     Attributes:
         file: Where it is, once there is something in it.
+        has_begun: Whether the peer is known to take part. Nothing is written before.
     """
 
     def __init__(self, directory: QlogDirectory, *, is_client: bool, odcid: bytes) -> None:
         super().__init__(is_client=is_client, odcid=odcid)
         self.file: Path | None = None
+        self.has_begun = is_client
         self._directory = directory
         self._name = f"{odcid.hex()}-{self._vantage_point['type']}"
 
@@ -152,10 +162,19 @@ class QlogTrace(QuicLoggerTrace):
 
     def log_event(self, *, category: str, event: str, data: dict[str, Any]) -> None:
         """Log an event."""
+        if not self.has_begun:
+            answered = event == "packet_received" and _FROM_ANYONE.isdisjoint(
+                [data["header"]["packet_type"]]
+            )
+            moved = category == "migration" and event != "connection_closed"
+            self.has_begun = answered or moved
         if len(self._events) >= MOST_WAITING and event in _ALL_IS_KNOWN_BEFORE:
+            if not self.has_begun:
+                return
             self._directory.write(self)
         super().log_event(category=category, event=event, data=data)
-        self._directory.write_soon(self)
+        if self.has_begun:
+            self._directory.write_soon(self)
 
     def take(self) -> list[dict[str, Any]]:
         """Return the events that wait, and forget them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 
-from quicferry.io import DEFAULT_LINGER
+from quicferry.io import DEFAULT_LINGER, DEFAULT_MAX_HALF_OPEN
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.server import (
     DEFAULT_STARTUP_TIMEOUT,
@@ -49,6 +49,7 @@ class Agent(BaseAgent):
         startup_timeout: As for `quicferry.serve`.
         key: As for `quicferry.serve`.
         capacity: How many connections a server may have.
+        max_half_open: As for `quicferry.serve`.
 
     Attributes:
         server: The server that was adopted; None while there is none.
@@ -69,6 +70,7 @@ class Agent(BaseAgent):
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
         key: bytes | None = None,
         capacity: int = DEFAULT_CAPACITY,
+        max_half_open: int = DEFAULT_MAX_HALF_OPEN,
     ) -> None:
         check_certificate(configuration)
         super().__init__(identity, listen)
@@ -82,6 +84,7 @@ class Agent(BaseAgent):
         self._grace = grace
         self.startup_timeout = startup_timeout
         self._key = key
+        self._max_half_open = max_half_open
 
     def _is_offer(self, message: Message) -> bool:
         return isinstance(message, messages.Offer)
@@ -143,6 +146,7 @@ class Agent(BaseAgent):
             grace=self._grace,
             startup_timeout=self.startup_timeout,
             key=self._key,
+            max_half_open=self._max_half_open,
         )
 
     def adopted(self, server: Server) -> None:

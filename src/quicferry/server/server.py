@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from hypercorn.typing import ASGIFramework
 
 from quicferry.io import (
     DEFAULT_LINGER,
+    DEFAULT_MAX_HALF_OPEN,
     AddressValidation,
     ConnectionProtocol,
     ConnectionRouter,
@@ -140,6 +142,7 @@ class Server:
             ],
             "unready": list(sync.unready),
             "pending": list(sync.those(Progress.SWITCHED)),
+            "handshakes": dataclasses.asdict(self._router.handshake_counts),
         }
 
     # For the orchestrator
@@ -350,6 +353,7 @@ async def serve(
     startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
     key: bytes | None = None,
     others: Sequence[tuple[str, int]] = (),
+    max_half_open: int = DEFAULT_MAX_HALF_OPEN,
 ) -> Server:
     """Start a QUIC server.
 
@@ -363,7 +367,8 @@ async def serve(
         create_protocol: Without `app`: makes what drives a connection, as in aioquic.
         session_ticket_fetcher: As in aioquic.
         session_ticket_handler: As in aioquic.
-        retry: As in aioquic: whether clients have to prove their address before the handshake.
+        retry: As in aioquic: whether clients have to prove their address before the handshake. From
+            a tenth of `max_half_open` on they have to in any case.
         stream_handler: As in aioquic.
         linger: Seconds for which an address is still listened at after a switch to another.
         grace: Seconds that running requests have to come to their end when the server is closed.
@@ -373,6 +378,9 @@ async def serve(
             and Retry tokens of other processes with the same key are taken.
         others: Further hosts and ports to listen at. `Server.switch` and a handover move the first
             address only: connections at the others stay, or are closed if the server goes.
+        max_half_open: How many connections there may be whose handshake is under way; a fourth of
+            them from one address (of IPv6, from one /64). Others are refused. After 10 seconds a
+            handshake is given up.
 
     Raises:
         BindError: If an address cannot be bound.
@@ -383,6 +391,8 @@ async def serve(
     """
     configuration = copy.copy(configuration)
     check_certificate(configuration)
+    if max_half_open < 1:
+        raise ConfigurationError("max_half_open is less than 1, so that nobody can connect")
     if configuration.connection_id_length < 1:
         raise ConfigurationError(
             "connection_id_length is 0, which tells connections apart by nothing; 8 is usual"
@@ -408,7 +418,9 @@ async def serve(
             create_protocol=create_protocol,
             session_ticket_fetcher=session_ticket_fetcher,
             session_ticket_handler=session_ticket_handler,
-            validation=AddressValidation(key) if retry else None,
+            validation=AddressValidation(key),
+            retry=retry,
+            max_half_open=max_half_open,
             resets=None if key is None else StatelessReset(key),
             stream_handler=stream_handler,
             linger=linger,

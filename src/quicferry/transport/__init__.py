@@ -9,6 +9,7 @@ from .configuration import Configuration
 from .connection import Connection
 from .http3 import Http3Connection
 from .http3_messages import MessageMalformed, sendable_fields
+from .opening import Opening, read_opening
 from .pem import (
     CredentialError,
     belong_together,
@@ -35,6 +36,7 @@ __all__ = [
     "Http3Connection",
     "MessageMalformed",
     "NetworkAddress",
+    "Opening",
     "PathEstimate",
     "SnapshotError",
     "activate",
@@ -52,6 +54,7 @@ __all__ = [
     "prepare_snapshots",
     "private_key_in",
     "read_file",
+    "read_opening",
     "resume_after_freeze",
     "sendable_fields",
     "thaw",

@@ -21,6 +21,7 @@ from aioquic.quic.connection import (
     END_STATES,
     EPOCHS,
     QuicConnectionId,
+    QuicConnectionState,
     QuicNetworkPath,
     QuicReceiveContext,
     QuicTokenHandler,
@@ -240,6 +241,11 @@ class Connection(Negotiation, StreamControl):
         return tuple(cid.cid for cid in self._host_cids)
 
     @property
+    def is_peer_validated(self) -> bool:
+        """Whether the peer is known to receive what is sent to its address (RFC 9000 8)."""
+        return bool(self._network_paths) and self._network_paths[0].is_validated
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the connection is frozen, or a copy that is not active yet: it does nothing."""
         return self._seal.is_shut
@@ -267,6 +273,19 @@ class Connection(Negotiation, StreamControl):
     def close_reason(self) -> quic_events.ConnectionTerminated | None:
         """Why the connection is being closed; known before aioquic's event, which ends it."""
         return self._close_event
+
+    def end_now(self, reason: str) -> None:
+        """End without another word, and without the closing period (RFC 9000 10.2).
+
+        Args:
+            reason: What is said here, unless the connection is being closed for another one.
+        """
+        if self._state is not QuicConnectionState.TERMINATED:
+            if self._close_event is None:
+                self._close_event = quic_events.ConnectionTerminated(
+                    QuicErrorCode.CONNECTION_REFUSED, QuicFrameType.PADDING, reason
+                )
+            self._close_end()
 
     def next_event(self) -> quic_events.QuicEvent | None:
         """Return the next event, or None, as in aioquic."""

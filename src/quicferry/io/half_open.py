@@ -1,0 +1,177 @@
+"""Connections whose handshake is under way: how many there may be, for how long, and from whom.
+
+Whoever sends a valid Initial packet makes the server work, and keep something, for an address that
+may not be its own. So what is kept is bounded:
+
+- From `1/RETRY_FROM` of the bound on, clients have to prove their address first, by a Retry packet
+  (RFC 9000 8.1.2), for which nothing is kept. Who forges addresses gets no further than that.
+- One validated address has `1/ONE_ADDRESS` of the bound at most, and all together have the bound.
+  What is over that is refused.
+- A handshake that takes longer than `HANDSHAKE_DEADLINE` is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from quicferry.transport import NetworkAddress
+
+from .protocol import ConnectionProtocol
+
+DEFAULT_MAX_HALF_OPEN = 1000
+"""Connections whose handshake is under way."""
+
+RETRY_FROM = 10
+ONE_ADDRESS = 4
+
+HANDSHAKE_DEADLINE = 10.0
+"""Seconds."""
+
+MOST_LATER_PARTS = 64
+"""Datagrams with a later part of a ClientHello that are held until its beginning comes."""
+
+_SITE = 64
+"""Bits of an IPv6 address that one site has for itself (RFC 6177)."""
+
+
+class Verdict(enum.Enum):
+    """What becomes of a client that wants to connect."""
+
+    ADMIT = "admit"
+    RETRY = "retry"
+    REFUSE = "refuse"
+
+
+@dataclass
+class HandshakeCounts:
+    """Handshakes of a server, as its operator sees them.
+
+    Attributes:
+        half_open: Connections whose handshake is under way, now.
+        refused: Attempts answered with CONNECTION_REFUSED: too many are half-open, or the server is
+            about to move.
+        retried: Retry packets sent.
+        dropped: Datagrams with an Initial packet that were dropped without an answer, because they
+            cannot begin a connection.
+        expired: Handshakes that were given up because they had taken too long.
+    """
+
+    half_open: int = 0
+    refused: int = 0
+    retried: int = 0
+    dropped: int = 0
+    expired: int = 0
+
+
+class HalfOpen:
+    """The half-open connections of a server.
+
+    Args:
+        most: How many there may be, at least 1.
+        always_retry: Whether every client has to prove its address.
+
+    Attributes:
+        counts: What has happened.
+    """
+
+    def __init__(self, most: int, *, always_retry: bool) -> None:
+        if most < 1:
+            raise ValueError("a server needs at least one half-open connection to be of use")
+        self.counts = HandshakeCounts()
+        self._most = most
+        self._always_retry = always_retry
+        self._loop = asyncio.get_running_loop()
+        # In the order of their deadlines, each with who has proved to be its client
+        self._open: dict[ConnectionProtocol, tuple[float, bytes | None]] = {}
+        self._of_source: Counter[bytes] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def judge(self, source: NetworkAddress, *, is_validated: bool) -> Verdict:
+        """Return what becomes of a client.
+
+        Args:
+            source: Its address.
+            is_validated: Whether it has proved that it receives what is sent there.
+        """
+        if not is_validated:
+            many = len(self._open) >= self._most // RETRY_FROM
+            return Verdict.RETRY if many or self._always_retry else Verdict.ADMIT
+        of_this = self._of_source[_who(source)]
+        is_full = len(self._open) >= self._most or of_this >= max(1, self._most // ONE_ADDRESS)
+        return Verdict.REFUSE if is_full else Verdict.ADMIT
+
+    def add(
+        self, protocol: ConnectionProtocol, source: NetworkAddress, *, is_validated: bool
+    ) -> None:
+        """Take note of a connection whose handshake begins."""
+        who = _who(source) if is_validated else None
+        self._open[protocol] = (self._loop.time() + HANDSHAKE_DEADLINE, who)
+        if who is not None:
+            self._of_source[who] += 1
+        self.counts.half_open = len(self._open)
+        protocol.on_connected(lambda: self.remove(protocol))
+        self._arm()
+
+    def remove(self, protocol: ConnectionProtocol) -> None:
+        """Take note of one whose handshake is complete, or that has ended; others do not matter."""
+        _, who = self._open.pop(protocol, (0.0, None))
+        if who is not None:
+            self._of_source[who] -= 1
+            if not self._of_source[who]:
+                del self._of_source[who]
+        self.counts.half_open = len(self._open)
+
+    def close(self) -> None:
+        """Forget all of them."""
+        self._open.clear()
+        self._of_source.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        if self._timer is None and self._open:
+            due, _ = next(iter(self._open.values()))
+            self._timer = self._loop.call_at(due, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        late = [(protocol, who) for protocol, (due, who) in self._open.items() if due <= now]
+        for protocol, who in late:
+            self.counts.expired += 1
+            self.remove(protocol)
+            protocol.abandon("the handshake takes too long", is_validated=who is not None)
+        self._arm()
+
+
+class LaterParts:
+    """Later parts of ClientHellos that have overtaken the beginning; the oldest make room."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[bytes, NetworkAddress], list[bytes]] = {}
+        self._count = 0
+
+    def hold(self, connection_id: bytes, source: NetworkAddress, data: bytes) -> None:
+        """Hold a datagram to a connection ID until the beginning comes from the same address."""
+        if self._count >= MOST_LATER_PARTS:
+            self.take(*next(iter(self._held)))
+        self._held.setdefault((connection_id, source), []).append(data)
+        self._count += 1
+
+    def take(self, connection_id: bytes, source: NetworkAddress) -> list[bytes]:
+        """Return what was held for a connection, and forget it."""
+        held = self._held.pop((connection_id, source), [])
+        self._count -= len(held)
+        return held
+
+
+def _who(source: NetworkAddress) -> bytes:
+    """Return what one client of a network cannot easily have many of."""
+    host = ip_address(source[0])
+    if isinstance(host, IPv6Address) and host.ipv4_mapped is None:
+        return host.packed[: _SITE // 8]
+    return host.packed
