@@ -260,7 +260,8 @@ class ImageReceiver:
 
     def _open(self, name: str) -> int:
         path = PurePosixPath(name)
-        if path.is_absolute() or not path.parts or ".." in path.parts or len(path.parts) > 2:
+        is_relative = path.parts and not path.is_absolute() and ".." not in path.parts
+        if not is_relative or len(path.parts) > 2 or "\0" in name:
             raise HandoverError("an image has a name that leads somewhere else")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         target = self._directory / path

@@ -1,0 +1,1 @@
+"""Inputs of all kinds for everything that takes in what others send; see `fuzzing.__main__`."""

@@ -1,0 +1,61 @@
+"""Fuzzing: ``make fuzz``, or ``python -m fuzzing`` in the folder of the tests.
+
+Each target in turn gets inputs that follow from a seed, until the time is over. A finding ends it:
+the smallest input that shows it is printed, with the command that plays it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import random
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from fuzzing.harness import explore
+from fuzzing.targets import TARGETS
+
+EXAMPLES = 20
+"""Inputs of a target before it is the next one's turn."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="how long")
+    parser.add_argument("--seed", type=int, help="the first seed; a random one otherwise")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    options = parser.parse_args(arguments)
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    number = random.randrange(1 << 32) if options.seed is None else options.seed
+    names = options.targets or list(TARGETS)
+    print(f"seed {number}; targets: {', '.join(names)}", flush=True)
+    logging.getLogger().addHandler(logging.NullHandler())  # what peers do wrong is logged as well
+    gc.freeze()
+    spent = dict.fromkeys(names, 0.0)
+    ends_at = time.monotonic() + options.seconds
+    rounds = 0
+    while rounds == 0 or time.monotonic() < ends_at:
+        for name in names:
+            began_at = time.monotonic()
+            try:
+                explore(TARGETS[name], number + rounds, EXAMPLES)
+            except Exception:
+                traceback.print_exc()
+                again = f"make fuzz SECONDS=0 SEED={number + rounds} TARGETS={name}"
+                print(f"FAILED: {name}, seed {number + rounds}; again: {again}", file=sys.stderr)
+                return 1
+            spent[name] += time.monotonic() - began_at
+        rounds += 1
+    for name, seconds in spent.items():
+        print(f"{name:<24} {rounds * EXAMPLES:>7} inputs  {seconds:>7.1f} s")
+    print(f"nothing found with the seeds {number} to {number + rounds - 1}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
