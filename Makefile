@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEEDS ?= 10000
 HANDOVERS ?= 200
+SECONDS ?= 60
 LAB_VM_ARGS ?= -k copied_ahead tests/lab/test_containers.py
 
 VENV := .venv
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 CODE := src tests conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak docs build clean
+.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak fuzz docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +63,9 @@ bench: $(READY) ## measure (BENCH_ARGS="...")
 soak: $(READY) ## hand a server over HANDOVERS times; simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
 	$(VENV_PYTHON) -m quicferry.lab.soak_handovers --handovers $(HANDOVERS)
 	$(VENV_PYTHON) -m quicferry.lab.soak --seeds $(SEEDS)
+
+fuzz: $(READY) ## feed everything that listens with inputs from a seed (SECONDS=600 SEED=1 TARGETS="messages ...")
+	cd tests && ../$(VENV_PYTHON) -W ignore -m fuzzing --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
 
 docs: $(READY) ## draw the state machines from the code, into docs/state-machines.md
 	$(VENV_PYTHON) -m quicferry.lab.machines > $(READY).machines

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import logging
 import random
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from fuzzing.harness import explore
 from fuzzing.targets import TARGETS
 
-EXAMPLES = 20
+EXAMPLES = 10
 """Inputs of a target before it is the next one's turn."""
 
 
@@ -37,23 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # what peers do wrong is logged as well
     gc.freeze()
     spent = dict.fromkeys(names, 0.0)
+    inputs = dict.fromkeys(names, 0)
     ends_at = time.monotonic() + options.seconds
-    rounds = 0
-    while rounds == 0 or time.monotonic() < ends_at:
-        for name in names:
-            began_at = time.monotonic()
-            try:
-                explore(TARGETS[name], number + rounds, EXAMPLES)
-            except Exception:
-                traceback.print_exc()
-                again = f"make fuzz SECONDS=0 SEED={number + rounds} TARGETS={name}"
-                print(f"FAILED: {name}, seed {number + rounds}; again: {again}", file=sys.stderr)
-                return 1
-            spent[name] += time.monotonic() - began_at
-        rounds += 1
-    for name, seconds in spent.items():
-        print(f"{name:<24} {rounds * EXAMPLES:>7} inputs  {seconds:>7.1f} s")
-    print(f"nothing found with the seeds {number} to {number + rounds - 1}")
+    for turn, name in enumerate(itertools.cycle(names)):
+        if turn >= len(names) and time.monotonic() >= ends_at:
+            break
+        began_at = time.monotonic()
+        this_seed = number + turn // len(names)
+        try:
+            explore(TARGETS[name], this_seed, EXAMPLES)
+        except Exception:
+            traceback.print_exc()
+            again = f"make fuzz SECONDS=0 SEED={this_seed} TARGETS={name}"
+            print(f"FAILED: {name}, seed {this_seed}; again: {again}", file=sys.stderr)
+            return 1
+        inputs[name] += EXAMPLES
+        spent[name] += time.monotonic() - began_at
+    for name in names:
+        print(f"{name:<24} {inputs[name]:>7} inputs  {spent[name]:>7.1f} s")
+    print(f"nothing found with the seeds {number} to {this_seed}")
     return 0
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import msgpack
 import zstandard
 from aioquic.h3.connection import FrameType
-from hypothesis import strategies as st
 from http3_pair import GET, OK, POST, Both, both
+from hypothesis import strategies as st
 from relocation.test_messages import ALL
 from simulated_pair import AWAY, genuine
 
 from fuzzing.harness import FindingError, Steps, Target
 from fuzzing.http3 import framed, section
 from fuzzing.quic import damaged, is_defined, payloads
-from quicferry.protocol import MigrationProtocol, ServerMigration
 from quicferry.lab.simulation import server_configuration
+from quicferry.protocol import MigrationProtocol, ServerMigration
 from quicferry.relocation.errors import HandoverError, MessageError
 from quicferry.relocation.images import Compression, ImageReceiver
 from quicferry.relocation.messages import KINDS, decode, encode, prepare_messages
@@ -81,8 +81,10 @@ def changed(value: Any, changes: list[Change]) -> Any:
         holder = _at(value, tuple(outer))
         old = holder[key]
         match how:
+            case "near" if type(old) is int and type(new) is int:
+                holder[key] = max(-(1 << 63), min(old + new, (1 << 64) - 1))
             case "near" if type(old) in (int, float):
-                holder[key] = old + (new if type(new) in (int, float) else 1)
+                holder[key] = old + 1
             case "near" if type(old) is bytes:
                 holder[key] = bytes(reversed(old))
             case "same kind" if type(new) is type(old):
@@ -113,7 +115,9 @@ changes = st.lists(
 
 # MessagePack that is small, and becomes large
 
-_units = st.sampled_from([b"\x90", b"\x80", b"\xc0", b"\xa0", b"\xc4\x00", b"\x00", b"\x81\x00\x90"])
+_units = st.sampled_from(
+    [b"\x90", b"\x80", b"\xc0", b"\xa0", b"\xc4\x00", b"\x00", b"\x81\x00\x90"]
+)
 
 
 def _bomb(unit: bytes, times: int, nested: int) -> bytes:
@@ -121,7 +125,7 @@ def _bomb(unit: bytes, times: int, nested: int) -> bytes:
 
 
 _bombs = st.builds(
-    _bomb, _units, st.sampled_from([10, 1000, 100_000, 1_000_000, 6 << 20]), st.sampled_from([0, 1, 5, 600])
+    _bomb, _units, st.sampled_from([10, 1000, 10_000]), st.sampled_from([0, 1, 5, 600])
 )
 _kinds = st.sampled_from(sorted(KINDS)).map(lambda kind: bytes([kind]))
 
@@ -131,7 +135,8 @@ _messages = st.sampled_from([encode(message) for message in ALL])
 
 
 def _changed_message(message: bytes, changes: list[Change]) -> bytes:
-    return message[:1] + msgpack.packb(changed(msgpack.unpackb(message[1:]), changes))
+    body: bytes = msgpack.packb(changed(msgpack.unpackb(message[1:]), changes))
+    return message[:1] + body
 
 
 messages = st.one_of(
@@ -139,7 +144,12 @@ messages = st.one_of(
     damaged(_messages),
     st.builds(lambda kind, bomb: kind + bomb, _kinds, _bombs),
     # A bomb in a field of an otherwise good message
-    st.builds(lambda m, bomb, fields: m[:1] + bytes([0x90 | fields]) + m[2:19] + bomb, _messages, _bombs, st.integers(2, 15)),
+    st.builds(
+        lambda m, bomb, fields: m[:1] + bytes([0x90 | fields]) + m[2:19] + bomb,
+        _messages,
+        _bombs,
+        st.integers(2, 15),
+    ),
 )
 
 
@@ -155,7 +165,7 @@ def _play_message(value: bytes) -> Steps:
 
 def _snapshot(form: Form, content: Any) -> bytes:
     """Put an envelope around values, as `encode` does around those of a record."""
-    body = msgpack.packb(content)
+    body: bytes = msgpack.packb(content)
     return form.magic + form.version.to_bytes(2, "big") + zlib.crc32(body).to_bytes(4, "big") + body
 
 
@@ -243,9 +253,18 @@ def _play_carried(value: Carried) -> Steps:
 
 
 _snapshots = st.one_of(
-    st.builds(_snapshot, st.sampled_from([CONNECTION, HTTP3]), st.builds(lambda bomb: msgpack.ExtType(1, bomb), _bombs)),
     st.builds(
-        lambda form, bomb: form.magic + form.version.to_bytes(2, "big") + zlib.crc32(bomb).to_bytes(4, "big") + bomb,
+        _snapshot,
+        st.sampled_from([CONNECTION, HTTP3]),
+        st.builds(lambda bomb: msgpack.ExtType(1, bomb), _bombs),
+    ),
+    st.builds(
+        lambda form, bomb: (
+            form.magic
+            + form.version.to_bytes(2, "big")
+            + zlib.crc32(bomb).to_bytes(4, "big")
+            + bomb
+        ),
         st.sampled_from([CONNECTION, HTTP3]),
         _bombs | st.binary(max_size=200),
     ),
@@ -275,11 +294,15 @@ def _zstd(content: bytes, times: int) -> bytes:
 
 _pieces = st.one_of(
     st.binary(max_size=100),
-    st.builds(_zstd, st.binary(min_size=1, max_size=10), st.sampled_from([1, 1000, 1 << 20, 8 << 20])),
+    st.builds(
+        _zstd, st.binary(min_size=1, max_size=10), st.sampled_from([1, 1000, 1 << 20, 8 << 20])
+    ),
     damaged(st.builds(_zstd, st.binary(max_size=100), st.just(10))),
 )
 _names = st.one_of(
-    st.sampled_from(["pages-1.img", "a/b", "a", "../x", "/x", ".", "..", "", "a/../../x", "a\0b", "a//b"]),
+    st.sampled_from(
+        ["pages-1.img", "a/b", "a", "../x", "/x", ".", "..", "", "a/../../x", "a\0b", "a//b"]
+    ),
     st.sampled_from(["x" * 300, "a/" + "x" * 255, "\udcff", "a/b/c", "./a", "a\nb"]),
     st.text(max_size=10),
 )

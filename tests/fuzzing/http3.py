@@ -10,12 +10,12 @@ from typing import Any
 from aioquic.buffer import encode_uint_var
 from aioquic.h3.connection import ErrorCode, FrameType, StreamType
 from aioquic.h3.events import Headers
-from hypothesis import strategies as st
 from http3_pair import GET, OK, POST, Side
+from hypothesis import strategies as st
 from simulated_pair import Pair, pair
 
 from fuzzing.harness import FindingError, Steps, Target
-from fuzzing.quic import damaged, data, is_defined, many, numbers, varints
+from fuzzing.quic import damaged, data, is_defined, numbers, varints
 from quicferry.transport import Http3Connection
 from quicferry.transport.http3_messages import MAX_FIELD_SECTION
 
@@ -54,14 +54,20 @@ _integers = st.builds(integer, st.integers(0, 255), st.sampled_from([3, 4, 5, 6,
 _lines = st.one_of(
     st.integers(0, 98).map(lambda index: integer(0xC0, 6, index)),
     numbers.map(lambda index: integer(0x80, 6, index)),
-    st.builds(lambda i, v: integer(0x50, 4, i) + integer(0, 7, len(v)) + v, st.integers(0, 98), data),
+    st.builds(
+        lambda i, v: integer(0x50, 4, i) + integer(0, 7, len(v)) + v, st.integers(0, 98), data
+    ),
     st.builds(lambda i, v: integer(0x50, 4, i) + integer(0x80, 7, len(v)) + v, numbers, data),
     st.builds(literal, data, data),
     st.builds(lambda n, name: integer(0x28, 3, n) + name, numbers, data),
     _integers,
 )
 _times = st.sampled_from([1, 1, 1, 2, 60, 2000, 60_000])
-_prefixes = st.just(b"\0\0") | st.binary(min_size=2, max_size=2) | st.tuples(_integers, _integers).map(b"".join)
+_prefixes = (
+    st.just(b"\0\0")
+    | st.binary(min_size=2, max_size=2)
+    | st.tuples(_integers, _integers).map(b"".join)
+)
 qpack_sections = st.builds(
     lambda prefix, begin, lines, times: prefix + begin + b"".join(lines) * times,
     _prefixes,
@@ -70,20 +76,28 @@ qpack_sections = st.builds(
     _times,
 ).map(lambda content: content[: 1 << 19])
 _instructions = st.lists(_integers | data, max_size=8).map(b"".join)
-_streams_of_instructions = st.builds(lambda one, times: (one * times)[: 1 << 18], _instructions, _times)
+_streams_of_instructions = st.builds(
+    lambda one, times: (one * times)[: 1 << 18], _instructions, _times
+)
 
 # Fields
 
 _odd = st.sampled_from([b" ", b"\t", b"\0", b"\r\n", b"\n", b"\x1b[2J", b"\x7f", b"#", b":", b"@"])
 _odd |= st.sampled_from([b"/", b"/..", b"//", b"?", b"*", b",", b"+3", b"0_3", b"-1", b"\xc3\xa9"])
-_odd |= st.sampled_from([b"\xff", b"%", b"[::1", b""]) | st.just(70_000).map(lambda size: b"a" * size)
+_odd |= st.sampled_from([b"\xff", b"%", b"[::1", b""]) | st.just(70_000).map(
+    lambda size: b"a" * size
+)
 _names = st.sampled_from(
     [b":method", b":scheme", b":authority", b":path", b":status", b":protocol", b"host", b"te"]
-    + [b"content-length", b"cookie", b"connection", b"transfer-encoding", b"user-agent", b"X-A"]
+)
+_names |= st.sampled_from(
+    [b"content-length", b"cookie", b"connection", b"transfer-encoding", b"user-agent", b"X-A"]
 )
 _values = st.sampled_from(
     [b"GET", b"POST", b"CONNECT", b"OPTIONS", b"https", b"/", b"*", b"a.example", b"3", b"3, 3"]
-    + [b"trailers", b"websocket", b"200", b"http://evil/admin", b"u:p@x/../y z"]
+)
+_values |= st.sampled_from(
+    [b"trailers", b"websocket", b"200", b"http://evil/admin", b"u:p@x/../y z"]
 )
 _names |= st.builds(lambda a, b: a + b, _names, _odd) | data
 _values |= st.builds(lambda a, b, c: a + b + c, _odd, _values, _odd) | data
@@ -102,12 +116,14 @@ def _changed(begin: Headers, changes: list[tuple[int, bytes | None, bytes | None
     return fields
 
 
-_changes = st.lists(st.tuples(st.integers(0, 20), st.none() | _names, st.none() | _values), max_size=4)
+_changes = st.lists(
+    st.tuples(st.integers(0, 20), st.none() | _names, st.none() | _values), max_size=4
+)
 fields = st.builds(_changed, st.sampled_from([GET, POST, OK, []]), _changes) | st.builds(
     lambda field, times: [*GET, *[field] * times],
     st.tuples(_names, _values),
     st.sampled_from([199, 300, 5000]),
-).filter(lambda many: len(section(many)) < 1 << 20)
+).filter(lambda it: len(section(it)) < 1 << 18)
 
 # Frames
 
@@ -133,9 +149,16 @@ frames = st.one_of(
     st.builds(framed, st.just(FrameType.PUSH_PROMISE), st.tuples(varints, _sections).map(b"".join)),
     st.builds(framed, _kinds, varints),
     st.builds(framed, _kinds, data, numbers),
-    st.builds(lambda kind, content, times: framed(kind, content) * times, _kinds, data, st.sampled_from([2, 500])),
+    st.builds(
+        lambda kind, content, times: framed(kind, content) * times,
+        _kinds,
+        data,
+        st.sampled_from([2, 500]),
+    ),
     # One that goes on and on
-    st.builds(lambda kind, size: framed(kind, bytes(size), 1 << 40), _kinds, st.sampled_from([1, 100_000])),
+    st.builds(
+        lambda kind, size: framed(kind, bytes(size), 1 << 40), _kinds, st.sampled_from([1, 100_000])
+    ),
     varints,
 )
 _kinds_of_streams = st.sampled_from([*map(int, StreamType), 0x21, 0x3E]) | numbers
@@ -145,7 +168,9 @@ _sent = st.lists(
         st.tuples(st.integers(0, 3), _contents | damaged(_contents), st.booleans()),
         st.tuples(
             st.integers(4, 8),
-            st.builds(lambda kind, rest: encode_uint_var(kind) + rest, _kinds_of_streams, _contents),
+            st.builds(
+                lambda kind, rest: encode_uint_var(kind) + rest, _kinds_of_streams, _contents
+            ),
             st.booleans(),
         ),
         st.tuples(st.integers(4, 8), _contents, st.booleans()),
@@ -155,8 +180,12 @@ _sent = st.lists(
 )
 _qpack = st.lists(
     st.one_of(
-        st.tuples(st.just(0), qpack_sections.map(lambda it: framed(FrameType.HEADERS, it)), st.booleans()),
-        st.tuples(st.integers(0, 3), st.just(framed(FrameType.HEADERS, section(GET))), st.booleans()),
+        st.tuples(
+            st.just(0), qpack_sections.map(lambda it: framed(FrameType.HEADERS, it)), st.booleans()
+        ),
+        st.tuples(
+            st.integers(0, 3), st.just(framed(FrameType.HEADERS, section(GET))), st.booleans()
+        ),
         st.tuples(
             st.sampled_from([4, 5]),
             st.builds(
@@ -172,7 +201,11 @@ _qpack = st.lists(
     max_size=5,
 )
 _fields = st.lists(
-    st.tuples(st.integers(0, 3), fields.map(lambda it: framed(FrameType.HEADERS, section(it))), st.booleans()),
+    st.tuples(
+        st.integers(0, 3),
+        fields.map(lambda it: framed(FrameType.HEADERS, section(it))),
+        st.booleans(),
+    ),
     min_size=1,
     max_size=3,
 )
@@ -234,7 +267,7 @@ def check_side(side: Side, *, is_client: bool) -> None:
         FindingError: If it is an internal error, or if something malformed got through.
     """
     is_defined(side.endpoint.migrating)
-    event = side.endpoint.migrating._close_event
+    event = side.endpoint.migrating.close_reason
     if event is not None and event.error_code == ErrorCode.H3_INTERNAL_ERROR:
         raise FindingError(f"an internal error: {event.reason_phrase}")
     for headers in side.headers.values():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aioquic.buffer import encode_uint_var
+from aioquic.quic.connection import QuicConnectionState
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
 from aioquic.tls import Epoch
@@ -66,7 +67,13 @@ frames = st.one_of(
     frame(0x15, short_ids, varints),
     frame(0x16, varints),
     frame(0x17, varints),
-    frame(0x18, varints, varints, st.binary(min_size=8, max_size=8).map(lambda i: b"\x08" + i), st.binary(min_size=16, max_size=16)),
+    frame(
+        0x18,
+        varints,
+        varints,
+        st.binary(min_size=8, max_size=8).map(lambda i: b"\x08" + i),
+        st.binary(min_size=16, max_size=16),
+    ),
     frame(0x19, varints),
     frame(0x1A, st.binary(min_size=8, max_size=8)),
     frame(0x1B, st.binary(min_size=8, max_size=8)),
@@ -80,9 +87,7 @@ frames = st.one_of(
 )
 
 
-def damaged(
-    contents: st.SearchStrategy[bytes], most: int = 4
-) -> st.SearchStrategy[bytes]:
+def damaged(contents: st.SearchStrategy[bytes], most: int = 4) -> st.SearchStrategy[bytes]:
     """With some bytes changed, cut off, or put in."""
     places = st.tuples(st.integers(0, 4000), st.sampled_from("xid<"), st.binary(max_size=4))
 
@@ -103,15 +108,21 @@ def damaged(
     return st.builds(apply, contents, st.lists(places, max_size=most))
 
 
-repeated = st.tuples(st.lists(frames, min_size=1, max_size=4).map(b"".join), st.sampled_from([1, 1, 1, 20, 300]))
+repeated = st.tuples(
+    st.lists(frames, min_size=1, max_size=4).map(b"".join), st.sampled_from([1, 1, 1, 20, 300])
+)
 payloads = repeated.map(lambda it: (it[0] * it[1])[:1300])
 payloads = payloads | damaged(payloads)
+
+
+_BY_PEER = (QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED)
+"""A peer may give any reason for its goodbye; one of our own is looked at before it is over."""
 
 
 def is_defined(connection: Connection) -> None:
     """Check that a connection lives, or was closed with an error of the peer's."""
     event = connection._close_event
-    if event is None or event.reason_phrase == "Idle timeout":
+    if event is None or event.reason_phrase == "Idle timeout" or connection._state in _BY_PEER:
         return
     if event.error_code == QuicErrorCode.INTERNAL_ERROR:
         raise FindingError(f"an internal error: {event.reason_phrase}")
@@ -128,7 +139,10 @@ def _play_frames(to_server: bool, until: Until, epoch: Epoch) -> Callable[[Any],
             source = it.client.external if to_server else HOME
             yield
             for payload, pause in value:
-                ends = (sender.connection._cryptos[epoch].send, receiver.connection._cryptos[epoch].recv)
+                ends = (
+                    sender.connection._cryptos[epoch].send,
+                    receiver.connection._cryptos[epoch].recv,
+                )
                 if sender.connection._close_event or not all(end.is_valid() for end in ends):
                     return
                 it.deliver(receiver, genuine(sender, payload, epoch=epoch), source)
@@ -155,7 +169,9 @@ def client_hello() -> bytes:
     return bytes(stream._buffer)
 
 
-def initial(cid: bytes, payload: bytes, *, version: int = V1, token: bytes = b"", number: int = 0) -> bytes:
+def initial(
+    cid: bytes, payload: bytes, *, version: int = V1, token: bytes = b"", number: int = 0
+) -> bytes:
     """An Initial packet of a client, with any content."""
     crypto = CryptoPair()
     crypto.setup_initial(cid=cid, is_client=True, version=version)

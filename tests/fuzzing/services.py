@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from loopback import at, demo_app, free_port, served
+from loopback import demo_app, free_port, served
 from relocation.agents import DESTINATION, SOURCE, agent_at
 from relocation.credentials import plain_client
 
@@ -34,12 +34,16 @@ _scalars = st.one_of(
     st.booleans(),
     st.integers() | st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["auto", "explicit", "abort", "127.0.0.2:0", "[::1]:1", "0.0.0.0:0", "\x1b[2J"]),
+    st.sampled_from(
+        ["auto", "explicit", "abort", "127.0.0.2:0", "[::1]:1", "0.0.0.0:0", "\x1b[2J"]
+    ),
     st.sampled_from([0, 0.001, -1, 1e308, 10**30]),
 )
 _json = st.recursive(
     _scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 _requests = st.fixed_dictionaries(
@@ -59,10 +63,16 @@ _lines = st.one_of(
     st.binary(max_size=100),
     _nested,
     _nested.map(lambda deep: b'{"command":"status","id":' + deep + b"}"),
-    st.builds(lambda line, times: line * times, st.just(b'{"command":"status"}\n'), st.sampled_from([1, 15, 300])),
+    st.builds(
+        lambda line, times: line * times,
+        st.just(b'{"command":"status"}\n'),
+        st.sampled_from([1, 15, 300]),
+    ),
 )
 _ends = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b""])
-_dialogues = st.lists(st.builds(lambda line, end: line + end, _lines, _ends), min_size=1, max_size=6)
+_dialogues = st.lists(
+    st.builds(lambda line, end: line + end, _lines, _ends), min_size=1, max_size=6
+)
 
 
 def _play_lines(value: list[bytes]) -> Steps:
@@ -177,7 +187,8 @@ _records = st.lists(
             _record,
             st.sampled_from([20, 21, 22, 23, 24, 0]),
             st.sampled_from([0x0301, 0x0303, 0x0304, 0]),
-            st.binary(max_size=100) | st.sampled_from([bytes(1 << 14), b"\x01\xff\xff\xff" + bytes(9000)]),
+            st.binary(max_size=100)
+            | st.sampled_from([bytes(1 << 14), b"\x01\xff\xff\xff" + bytes(9000)]),
             st.sampled_from([0, 0, 0, 1, -1, 5000]),
         ),
     ),

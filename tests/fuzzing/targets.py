@@ -5,4 +5,7 @@ from __future__ import annotations
 from fuzzing import carried, http3, quic, services
 from fuzzing.harness import Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in [*quic.TARGETS, *http3.TARGETS, *carried.TARGETS, *services.TARGETS]}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in [*quic.TARGETS, *http3.TARGETS, *carried.TARGETS, *services.TARGETS]
+}
