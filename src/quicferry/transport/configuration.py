@@ -10,6 +10,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from quicferry.protocol import ClientMigration, ServerMigration
 
+from .http3_messages import MAX_FIELD_SECTION, MAX_FIELDS
 from .pem import assert_authorities, authorities_in, certificates_in, fit, private_key_in, read_file
 
 
@@ -20,12 +21,17 @@ class Configuration(QuicConfiguration):
     Attributes:
         server_migration: The choices of this side about server migration. None switches it off,
             and the connection is plain RFC 9000 QUIC.
+        max_header_size: Bytes of a header or trailer of HTTP/3 that is taken in, where 32 are
+            added for each field (RFC 9114 4.2.2).
+        max_header_fields: How many fields it may have.
 
     Raises:
         CredentialError: If there is no certificate in `cadata`.
     """
 
     server_migration: ClientMigration | ServerMigration | None = None
+    max_header_size: int = MAX_FIELD_SECTION
+    max_header_fields: int = MAX_FIELDS
 
     def __post_init__(self) -> None:
         if self.cadata is not None:

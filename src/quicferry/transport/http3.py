@@ -16,6 +16,7 @@ from aioquic.h3.connection import (
     HeadersState,
     MessageError,
     ProtocolError,
+    StreamCreationError,
 )
 from aioquic.h3.events import H3Event, Headers
 from aioquic.quic.connection import QuicConnection
@@ -24,7 +25,9 @@ from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 from .goaway import GoawayReader, encode_goaway
 from .http3_messages import (
     MAX_FIELD_SECTION,
+    MAX_FIELDS,
     MessageMalformed,
+    SectionLimits,
     SectionTooLargeError,
     check_fields,
     complete_request,
@@ -39,6 +42,10 @@ MAX_SETTINGS = 4096
 _MAX_FIELD_SECTION_SIZE = 0x6  # RFC 9114 7.2.4.1; aioquic has no name for it
 _NO_FIELDS = b"\0\0"  # RFC 9204 4.5.1
 _WITH_FIELDS = frozenset({FrameType.HEADERS, FrameType.PUSH_PROMISE})
+_KEPT_WHOLE = _WITH_FIELDS | {FrameType.SETTINGS, FrameType.MAX_PUSH_ID}
+_UNKNOWN = 0x21  # RFC 9114 7.2.8: reserved, so that it means nothing to anyone
+_MOST_EMPTY = 1000
+"""By so many the frames without content may be more than those with some."""
 
 
 class _ExcessiveLoadError(ProtocolError):
@@ -56,10 +63,14 @@ class Http3Connection(H3Connection):
       `MessageMalformed` says so. A body that becomes longer than announced is noticed at once. More
       is malformed than for aioquic, and a request without ``:authority`` is not if it has
       ``host``; see `http3_messages`.
-    - What it keeps of a peer's frames is bounded: a field section of 256 KiB (`MAX_FIELD_SECTION`,
-      which the settings announce), settings of 4 KiB. aioquic waits for the end of a frame of any
-      length, and looks at all of it again with every packet. A request with a larger header is
-      answered with status 431 (RFC 9114 4.2.2, 10.5).
+    - What it keeps of a peer's frames is bounded: a field section of the size that the
+      configuration allows and the settings announce (`max_header_size`, `max_header_fields`),
+      settings of 4 KiB. A request with a larger header is answered with status 431
+      (RFC 9114 4.2.2, 10.5). Fields are counted before they are expanded. aioquic waits for the
+      end of a frame of any length, and looks at all of it again with every packet; here each byte
+      is looked at twice.
+    - Many more frames without content than with any are excessive load (RFC 9114 10.5), and
+      WebTransport is not known.
     - On a server it offers no dynamic QPACK table and uses none. A client that uses one all the
       same has broken the protocol (RFC 9204 2.2.3, 3.2.3), and the connection is closed.
     - A request can be ignored, from the middle of a frame on.
@@ -80,6 +91,11 @@ class Http3Connection(H3Connection):
         self._malformed: dict[int, str] = {}
         self._too_large: set[int] = set()
         self._goaway = GoawayReader()
+        self._empty = 0
+        self._limits = SectionLimits(
+            getattr(quic.configuration, "max_header_size", MAX_FIELD_SECTION),
+            getattr(quic.configuration, "max_header_fields", MAX_FIELDS),
+        )
         self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
         super().__init__(quic)
 
@@ -109,6 +125,11 @@ class Http3Connection(H3Connection):
         """Look at nothing any more that comes on a stream; its end is noticed."""
         self._stream.pop(stream_id, None)
         self._ignored.add(stream_id)
+
+    def kept(self, stream_id: int) -> int:
+        """Return how many bytes are kept of what has come on a stream: their rest is missing."""
+        stream = self._stream.get(stream_id)
+        return 0 if stream is None else len(stream.buffer)
 
     def handle_event(self, event: QuicEvent) -> list[H3Event]:
         """Take an event of the connection in, and return what it means."""
@@ -149,10 +170,32 @@ class Http3Connection(H3Connection):
     # Overridden from aioquic
 
     def _receive_stream_data(self, event: StreamDataReceived) -> list[H3Event]:
+        if self._is_client and event.stream_id % 4 == 1:
+            raise StreamCreationError("only clients open streams for requests")  # RFC 9114 6.1
+        stream = self._stream.get(event.stream_id)
+        if stream is not None and stream.buffer:
+            if self._has_to_wait(stream, event):
+                return []
+            stream.buffer = bytes(stream.buffer)
         http_events: list[H3Event] = super()._receive_stream_data(event)
         if self._is_client and event.stream_id == self._peer_control_stream_id:
             self._goaway.feed(event.data)
         return http_events
+
+    def _has_to_wait(self, stream: H3Stream, event: StreamDataReceived) -> bool:
+        """Keep what nothing can be made of yet. aioquic would copy all of it, time and again."""
+        is_incomplete = (
+            stream.frame_type in _KEPT_WHOLE
+            and len(stream.buffer) + len(event.data) < (stream.frame_size or 0)
+            and not event.end_stream
+        )
+        if not (stream.blocked or is_incomplete):
+            return False
+        if not isinstance(stream.buffer, bytearray):
+            stream.buffer = bytearray(stream.buffer)  # type: ignore[assignment]  # until it goes on
+        stream.buffer += event.data
+        stream.receiving_ended |= event.end_stream
+        return True
 
     def _init_connection(self) -> None:
         if not self._is_client:
@@ -170,12 +213,13 @@ class Http3Connection(H3Connection):
         self._begin_with = None
 
     def _get_local_settings(self) -> dict[int, int]:
-        return super()._get_local_settings() | {_MAX_FIELD_SECTION_SIZE: MAX_FIELD_SECTION}
+        return super()._get_local_settings() | {_MAX_FIELD_SECTION_SIZE: self._limits.size}
 
     def _check_control_frame_type(self, frame_type: int) -> None:
         super()._check_control_frame_type(frame_type)
         assert self._peer_control_stream_id is not None, "a frame has come on it"
         size = self._stream[self._peer_control_stream_id].frame_size or 0
+        self._count_frame(size)
         if frame_type in (FrameType.SETTINGS, FrameType.MAX_PUSH_ID) and size > MAX_SETTINGS:
             raise _ExcessiveLoadError(
                 f"a frame on the control stream is larger than {MAX_SETTINGS} bytes"
@@ -183,12 +227,22 @@ class Http3Connection(H3Connection):
 
     def _check_request_or_push_frame_type(self, frame_type: int, stream: H3Stream) -> None:
         super()._check_request_or_push_frame_type(frame_type, stream)
-        if frame_type in _WITH_FIELDS and (stream.frame_size or 0) > MAX_FIELD_SECTION:
-            raise SectionTooLargeError
+        size = stream.frame_size or 0
+        self._count_frame(size)
+        if frame_type in _WITH_FIELDS:
+            self._limits.check_frame(size)
+        elif frame_type == FrameType.WEBTRANSPORT_STREAM:
+            stream.frame_type = _UNKNOWN
+
+    def _count_frame(self, size: int) -> None:
+        self._empty = max(0, self._empty + (-1 if size else 1))
+        if self._empty > _MOST_EMPTY:
+            raise _ExcessiveLoadError("too many frames are empty")
 
     def _receive_request_or_push_data(
         self, stream: H3Stream, data: bytes, stream_ended: bool
     ) -> list[H3Event]:
+        stream.buffer = bytes(stream.buffer)
         try:
             return super()._receive_request_or_push_data(stream, data, stream_ended)
         except SectionTooLargeError as exc:
@@ -198,7 +252,10 @@ class Http3Connection(H3Connection):
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         # pylsqpack takes a section without any field for damaged.
         is_empty = frame_data == _NO_FIELDS
+        if frame_data is not None:
+            self._limits.check_encoded(frame_data)
         headers: Headers = [] if is_empty else super()._decode_headers(stream_id, frame_data)
+        self._limits.check(headers)
         check_fields(headers)
         if self._is_client:
             if (b":status", b"304") in headers or (b":status", b"204") in headers:
@@ -248,6 +305,10 @@ class Http3Connection(H3Connection):
             and stream.headers_recv_state is HeadersState.INITIAL
         ):
             self._too_large.add(stream.stream_id)
+        if self._is_client and self._local_decoder_stream_id is not None:
+            # What is not decoded any more may refer to the dynamic table (RFC 9204 4.4.2).
+            cancellation = self._decoder.cancel_stream(stream.stream_id)
+            self._quic.send_stream_data(self._local_decoder_stream_id, cancellation)
 
     def _check_excess(self, stream_id: int) -> None:
         """Notice a body that is longer than announced before its end, which may never come."""

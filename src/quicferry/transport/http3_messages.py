@@ -19,15 +19,29 @@ from aioquic.h3.connection import (
 )
 from aioquic.h3.events import H3Event, Headers
 
-MAX_FIELD_SECTION = 256 * 1024
-"""Bytes of a field section that is taken in (RFC 9114 4.2.2); browsers allow as much."""
+from .qpack import count_fields
+
+MAX_FIELD_SECTION = 64 * 1024
+"""Bytes of a field section that is taken in, by default (RFC 9114 4.2.2)."""
+
+MAX_FIELDS = 200
+"""Fields of a section that is taken in, by default."""
 
 MAX_FIELD = 65535
 """Bytes of a name or value that QPACK's encoder takes."""
 
 _FIELD_OVERHEAD = 32
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PATH = re.compile(rb"/[!-~]*")
+_VALUE = re.compile(rb"[\t -~\x80-\xff]*")  # RFC 9110 5.5
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986 3.1
+_PATH = re.compile(rb"/[!\"$-~]*")
+"""What no URI has in a path or query and browsers leave as it is may be there; a fragment not."""
+_AUTHORITY = re.compile(  # RFC 3986 3.2, without a user (RFC 9114 4.3.1)
+    rb"""(?: \[ [0-9A-Fa-f:.]+ \] | \[ [vV] [0-9A-Fa-f]+ \. [A-Za-z0-9._~!$&'()*+,;=:-]+ \]
+        | (?: [A-Za-z0-9._~!$&'()*+,;=-] | %[0-9A-Fa-f]{2} )+ ) (?: : [0-9]{0,5} )?""",
+    re.VERBOSE,
+)
+_STATUS = re.compile(rb"[1-9][0-9]{2}")
 _CHECKS = {
     "request": validate_request_headers,
     "response": validate_response_headers,
@@ -52,8 +66,45 @@ class MessageMalformed(H3Event):
 class SectionTooLargeError(MessageError):
     """A field section is larger than anyone here wants to keep (RFC 9114 4.2.2, 10.5.1)."""
 
-    def __init__(self) -> None:
-        super().__init__(f"a header is larger than {MAX_FIELD_SECTION} bytes")
+
+@dataclass(frozen=True)
+class SectionLimits:
+    """How large a field section may be that is taken in.
+
+    Attributes:
+        size: Bytes, where 32 are added for each field (RFC 9114 4.2.2). What is compressed may not
+            take more either: what is expanded takes no less, but for encoders that waste space.
+        fields: How many fields.
+    """
+
+    size: int = MAX_FIELD_SECTION
+    fields: int = MAX_FIELDS
+
+    def check_frame(self, size: int) -> None:
+        """Check the length of a frame that holds a section, as soon as it is known.
+
+        Raises:
+            SectionTooLargeError: If it is too large.
+        """
+        if size > self.size:
+            raise SectionTooLargeError(f"a header is larger than {self.size} bytes")
+
+    def check_encoded(self, section: bytes) -> None:
+        """Check what is still compressed: a byte can stand for a field of a hundred.
+
+        Raises:
+            SectionTooLargeError: If there are too many fields.
+        """
+        if count_fields(section, self.fields + 1) > self.fields:
+            raise SectionTooLargeError(f"a header has more than {self.fields} fields")
+
+    def check(self, headers: Headers) -> None:
+        """Check a section.
+
+        Raises:
+            SectionTooLargeError: If it is too large; compressed, it may have been small.
+        """
+        self.check_frame(sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers))
 
 
 def check_fields(headers: Headers) -> None:
@@ -61,14 +112,15 @@ def check_fields(headers: Headers) -> None:
 
     Raises:
         MessageError: If it makes its message malformed.
-        SectionTooLargeError: If it is too large; compressed, it may have been small.
     """
-    if sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers) > MAX_FIELD_SECTION:
-        raise SectionTooLargeError
     lengths = set()
     for name, value in headers:
         if not name.startswith(b":") and not _TOKEN.fullmatch(name):
             raise MessageError(f"{name!r} is not a field name")
+        if not _VALUE.fullmatch(value):
+            raise MessageError(f"the value of {name!r} has control characters")
+        if name == b":status" and not _STATUS.fullmatch(value):
+            raise MessageError(":status is not a number of three digits")
         if name == b"content-length":
             if not value.isdigit():  # which int() is too generous about (RFC 9110 8.6)
                 raise MessageError("content-length is not a number")
@@ -89,21 +141,23 @@ def complete_request(headers: Headers) -> Headers:
         raise MessageError("the method is missing, or is not a token")
     if b":protocol" in pseudo and method != b"CONNECT":
         raise MessageError(":protocol is for CONNECT")
+    if not _TOKEN.fullmatch(pseudo.get(b":protocol", b"none")):
+        raise MessageError(":protocol is not a token")
     if method == b"CONNECT" and b":protocol" not in pseudo:
         if b":scheme" in pseudo or b":path" in pseudo:
             raise MessageError("CONNECT has neither :scheme nor :path")
     else:
         path = pseudo.get(b":path", b"")
-        if not pseudo.get(b":scheme"):
-            raise MessageError(":scheme is missing")
+        if not _SCHEME.fullmatch(pseudo.get(b":scheme", b"")):
+            raise MessageError(":scheme is missing, or is not the scheme of a URI")
         if not _PATH.fullmatch(path) and not (method == b"OPTIONS" and path == b"*"):
             raise MessageError(":path is missing, or is not the path of a URI")
     hosts = [value for name, value in headers if name == b"host"]
     authority = pseudo.get(b":authority", hosts[0] if hosts else b"")
-    if any(host.lower() != authority.lower() for host in hosts):
-        raise MessageError("host and :authority differ")
-    if not authority or b"@" in authority:
-        raise MessageError(":authority and host are missing, or name a user")
+    if len(hosts) > 1 or any(host.lower() != authority.lower() for host in hosts):
+        raise MessageError("host and :authority differ, or there is more than one host")
+    if not _AUTHORITY.fullmatch(authority):
+        raise MessageError(":authority and host are missing, or name no server")
     return headers if b":authority" in pseudo else [(b":authority", authority), *headers]
 
 

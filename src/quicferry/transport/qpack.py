@@ -8,6 +8,7 @@ beginning of an instruction.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol
 
 from aioquic.h3.connection import QpackDecoderStreamError, QpackEncoderStreamError
@@ -110,6 +111,64 @@ class StaticDecoder:
         if data.strip(_SET_CAPACITY_0):
             raise QpackEncoderStreamError("the server has no dynamic table")
         return []
+
+
+def count_fields(section: bytes, most: int) -> int:
+    """Return how many fields are in a field section that is still encoded (RFC 9204 4.5).
+
+    Nothing is decoded, so it costs no more than a look at the bytes. Of what cannot be read the
+    part before it is counted; the decoder will find out.
+
+    Args:
+        section: The section.
+        most: Where to stop counting.
+    """
+    count = 0
+    with suppress(IndexError, ValueError):
+        _, place = _integer(section, 0, 0xFF)  # the prefix
+        _, place = _integer(section, place, 0x7F)
+        while place < len(section) and count < most:
+            place = _end_of_field(section, place)
+            count += 1
+    return count
+
+
+def _end_of_field(section: bytes, place: int) -> int:
+    """Return where a field that begins at `place` ends."""
+    first = section[place]
+    if first & 0x80:  # indexed
+        return _integer(section, place, 0x3F)[1]
+    if first & 0xF0 == 0x10:  # indexed, after the base
+        return _integer(section, place, 0x0F)[1]
+    if first & 0x40:  # the name is indexed
+        _, place = _integer(section, place, 0x0F)
+    elif first & 0x20:  # the name is spelt out
+        size, place = _integer(section, place, 0x07)
+        place += size
+    else:  # the name is indexed, after the base
+        _, place = _integer(section, place, 0x07)
+    size, place = _integer(section, place, 0x7F)  # the value
+    return place + size
+
+
+def _integer(data: bytes, place: int, prefix: int) -> tuple[int, int]:
+    """Return an integer (RFC 7541 5.1) and where it ends.
+
+    Raises:
+        IndexError: If it has no end.
+        ValueError: If it has more than 62 bits.
+    """
+    value = data[place] & prefix
+    place += 1
+    if value < prefix:
+        return value, place
+    for shift in range(0, 63, 7):
+        byte = data[place]
+        place += 1
+        value += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise ValueError("an integer of more than 62 bits")
 
 
 def _end_of_instructions(data: bytes) -> int:
