@@ -217,7 +217,8 @@ async def test_a_header_longer_than_the_window_arrives_after_all() -> None:
     assert len(whole) > 2 * WINDOW
     for carried in (False, True):
         app = Gates()
-        async with connected(app, RawClient, max_stream_data=WINDOW) as raw:
+        options = connected(app, RawClient, max_stream_data=WINDOW, max_header_size=1 << 20)
+        async with options as raw:
             raw.server.admit_requests(Admission.NONE)
             raw.client.write(0, whole, ends=True)
             for _ in range(20):

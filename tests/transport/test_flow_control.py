@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from aioquic.buffer import encode_uint_var
 from aioquic.quic.events import QuicEvent, StreamDataReceived
-from simulated_pair import AWAY, HOME, RTT, pair
+from simulated_pair import AWAY, HOME, RTT, genuine, pair
 from support import SYMMETRIC, named
 
 from quicferry.lab.simulation import (
@@ -184,3 +185,36 @@ def test_a_limit_is_kept_through_a_migration() -> None:
         host.resume(AWAY)
         assert it.run() == 2 * WINDOW
         assert named(server)[-1] == "MigrationCompleted"
+
+
+def part(stream_id: int, offset: int, data: bytes) -> bytes:
+    """A STREAM frame with an offset and a length (RFC 9000 19.8)."""
+    return b"\x0e" + b"".join(map(encode_uint_var, (stream_id, offset, len(data)))) + data
+
+
+def test_a_stream_of_single_bytes_with_gaps_between_them_ends_the_connection() -> None:
+    """To look for the place of each takes time that grows with the number of those before."""
+    with pair() as it:
+        frames = [part(0, 2 * n + 1, b"x") for n in range(2000)]
+        for start in range(0, len(frames), 100):
+            it.deliver(
+                it.server,
+                genuine(it.client, b"".join(frames[start : start + 100])),
+                it.client.external,
+            )
+        ranges = it.server.connection._streams[0].receiver._ranges
+        assert len(ranges) <= 257
+        reason = it.server.migrating.close_reason
+        assert reason is not None
+        assert "gaps" in reason.reason_phrase
+
+
+def test_what_a_network_makes_of_a_stream_is_put_together() -> None:
+    with pair() as it:
+        it.server.application = reader = Reader(it.server, paced=False)
+        order = [*range(1, 401, 2), *range(0, 401, 2)]
+        for number in order:
+            packet = genuine(it.client, part(0, 1000 * number, bytes([number % 256]) * 1000))
+            it.deliver(it.server, packet, it.client.external)
+        assert it.server.migrating.close_reason is None
+        assert reader.received == {0: 401_000}

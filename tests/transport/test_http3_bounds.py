@@ -253,14 +253,14 @@ def test_what_follows_a_blocked_header_is_kept_once_and_handed_on() -> None:
         assert ours.handle_event(StreamDataReceived(b"", True, 0)) == []
         assert copies.size < 4 * len(data)
         assert isinstance(ours, Http3Connection)
-        assert ours.kept(0) > 5000
+        assert ours.blocked(0) > 5000
         encoder_stream = vars(ours)["_peer_encoder_stream_id"]
         events = ours.handle_event(StreamDataReceived(first + second, False, encoder_stream))
         assert [type(event) for event in events] == [HeadersReceived, DataReceived]
         assert isinstance(events[0], HeadersReceived)
         assert events[0].headers == head
         assert events[1] == DataReceived(b"x" * 5000, 0, True)
-        assert ours.kept(0) == 0
+        assert ours.blocked(0) == 0
 
 
 @pytest.mark.parametrize("kind", [FrameType.DATA, 0x21])

@@ -169,6 +169,7 @@ async def _run(
                 linger=serving.linger,
                 grace=serving.grace,
                 startup_timeout=serving.startup_timeout,
+                limit_concurrency=serving.limit_concurrency,
                 key=serving.load_key(),
                 capacity=capacity,
                 max_half_open=serving.max_half_open,

@@ -91,6 +91,7 @@ async def _serve(serving: Serving, binds: tuple[Address, ...], application: Any,
                 linger=serving.linger,
                 grace=serving.grace,
                 startup_timeout=serving.startup_timeout,
+                limit_concurrency=serving.limit_concurrency,
                 key=serving.load_key(),
                 others=[(str(each.host), each.port) for each in others],
             )

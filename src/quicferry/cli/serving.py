@@ -35,6 +35,7 @@ from quicferry.cli.options import (
 from quicferry.io import DEFAULT_MAX_HALF_OPEN
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
+    DEFAULT_LIMIT_CONCURRENCY,
     DEFAULT_STARTUP_TIMEOUT,
     ApplicationError,
     PhaseChanged,
@@ -52,6 +53,8 @@ logger = logging.getLogger("quicferry.cli")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_LINGER = 1.0
 DEFAULT_GRACE = 30.0
+MOST_STREAMS = 1 << 20
+MOST_HEADER_SIZE = 1 << 20
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -72,6 +75,10 @@ class Serving:
         key_file: A file with what outlives the process; None for nothing.
         linger: Seconds for which a former address is listened at.
         startup_timeout: Seconds that the application has to start.
+        limit_concurrency: Requests that the application may work on at once.
+        max_streams: Requests that a client may have open at once.
+        max_header_size: Bytes of a request's header.
+        max_header_fields: Its fields.
         grace: Seconds that running requests have to end when the program is to stop.
         until_eof: Whether the end of the input ends the program.
         qlog: A directory for traces.
@@ -87,6 +94,10 @@ class Serving:
     key_file: Path | None
     linger: float
     startup_timeout: float
+    limit_concurrency: int
+    max_streams: int
+    max_header_size: int
+    max_header_fields: int
     grace: float
     until_eof: bool
     qlog: Path | None
@@ -178,6 +189,37 @@ def serving_options(command: Command) -> Command:
             help="Seconds that the application has to start.",
         ),
         click.option(
+            "--limit-concurrency",
+            type=click.IntRange(min=1),
+            default=DEFAULT_LIMIT_CONCURRENCY,
+            show_default=True,
+            help="Requests that the application may work on at once; further ones get status 503.",
+        ),
+        click.option(
+            "--max-streams",
+            type=click.IntRange(min=1, max=MOST_STREAMS),
+            default=Configuration.max_streams,
+            show_default=True,
+            help="Requests that one client may have open at once. One that was cancelled counts "
+            "until the application has ended it.",
+        ),
+        click.option(
+            "--max-header-size",
+            type=click.IntRange(min=1024, max=MOST_HEADER_SIZE),
+            default=Configuration.max_header_size,
+            show_default=True,
+            metavar="BYTES",
+            help="The largest header or trailer of a request, with 32 bytes more for each field "
+            "(RFC 9114 4.2.2); a larger header gets status 431.",
+        ),
+        click.option(
+            "--max-header-fields",
+            type=click.IntRange(min=8),
+            default=Configuration.max_header_fields,
+            show_default=True,
+            help="The most fields that it may have.",
+        ),
+        click.option(
             "--grace",
             type=Number(min=0),
             default=DEFAULT_GRACE,
@@ -245,6 +287,9 @@ def make_configuration(
         server_migration=serving.migration,
         quic_logger=qlog_logger(serving.qlog),
         secrets_log_file=open_secrets_log(),
+        max_streams=serving.max_streams,
+        max_header_size=serving.max_header_size,
+        max_header_fields=serving.max_header_fields,
     )
     configuration.load_cert_chain(certificate, key)
     return configuration, certificate

@@ -48,13 +48,13 @@ class Exchange:
 
     Args:
         stream_id: Its stream.
-        consumed: Called with the number of bytes of the stream that have been read.
+        unread: Called with the number of bytes of the body that have not been read.
 
     Attributes:
         is_given_up: Whether its stream was reset in both directions already.
     """
 
-    def __init__(self, stream_id: int, consumed: Callable[[int], None]) -> None:
+    def __init__(self, stream_id: int, unread: Callable[[int], None]) -> None:
         self.stream_id = stream_id
         self.request_ended = False
         self.response_ended = False
@@ -63,18 +63,16 @@ class Exchange:
         self.head: ResponseHead | None = None
         self.uploader: asyncio.Task[None] | None = None
         self.room: asyncio.Future[None] | None = None
-        self._consumed = consumed
+        self._tell_unread = unread
         self._chunks: deque[bytes] = deque()
-        self._received = 0
         self._unread = 0
         self._news = asyncio.Event()
 
     # From the connection
 
-    def received(self, size: int) -> None:
+    def received(self) -> None:
         """Note that the stream has grown."""
-        self._received += size
-        self._consumed(self._received - self._unread)
+        self._tell_unread(self._unread)
 
     def begin(self, head: ResponseHead) -> None:
         """Take in the beginning of the response."""
@@ -120,7 +118,7 @@ class Exchange:
             while self._chunks:
                 chunk = self._chunks.popleft()
                 self._unread -= len(chunk)
-                self._consumed(self._received - self._unread)
+                self._tell_unread(self._unread)
                 yield chunk
             if self.response_ended:
                 return

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from aioquic.asyncio.protocol import QuicStreamHandler
-from aioquic.h3.connection import H3_ALPN, ErrorCode
+from aioquic.h3.connection import H3_ALPN, ErrorCode, stream_is_request_response
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
 
@@ -128,9 +128,11 @@ class HttpClient(ConnectionProtocol):
                 if self._is_refused(stream_id):
                     exchange.fail(GoingAway())
         match event:
-            case StreamDataReceived(stream_id=stream_id, data=data):
+            case StreamDataReceived(stream_id=stream_id):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
-                    exchange.received(len(data))
+                    exchange.received()
+                elif stream_is_request_response(stream_id):
+                    self.connection.stream_consumed(stream_id, 0)  # nobody reads it any more
             case StreamReset(stream_id=stream_id, error_code=error_code):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
                     exchange.fail(reset_by_server(error_code))
@@ -163,7 +165,7 @@ class HttpClient(ConnectionProtocol):
         fields = self._fields(method, path, headers, body)
         if method == "HEAD":
             self._http.expect_no_body(stream_id)
-        exchange = Exchange(stream_id, lambda offset: self._consumed(stream_id, offset))
+        exchange = Exchange(stream_id, lambda size: self._unread(stream_id, size))
         exchange.request_ended = body == b""
         self._exchanges[stream_id] = exchange
         self._http.send_headers(stream_id, fields, end_stream=exchange.request_ended)
@@ -219,8 +221,8 @@ class HttpClient(ConnectionProtocol):
     def _has_room(self, exchange: Exchange) -> bool:
         return self.connection.stream_backlog(exchange.stream_id) < HIGH_WATER
 
-    def _consumed(self, stream_id: int, offset: int) -> None:
-        if self.connection.stream_consumed(stream_id, offset):
+    def _unread(self, stream_id: int, size: int) -> None:
+        if self.connection.stream_unread(stream_id, size + self._http.blocked(stream_id)):
             self.transmit_soon()
 
     # The end of a request

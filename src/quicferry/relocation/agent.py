@@ -12,6 +12,7 @@ import copy
 from quicferry.io import DEFAULT_LINGER, DEFAULT_MAX_HALF_OPEN
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration
 from quicferry.server import (
+    DEFAULT_LIMIT_CONCURRENCY,
     DEFAULT_STARTUP_TIMEOUT,
     AsgiApplication,
     Phase,
@@ -47,6 +48,7 @@ class Agent(BaseAgent):
         linger: As for `quicferry.serve`.
         grace: As for `quicferry.serve`.
         startup_timeout: As for `quicferry.serve`.
+        limit_concurrency: As for `quicferry.serve`.
         key: As for `quicferry.serve`.
         capacity: How many connections a server may have.
         max_half_open: As for `quicferry.serve`.
@@ -68,6 +70,7 @@ class Agent(BaseAgent):
         linger: float = DEFAULT_LINGER,
         grace: float = 0.0,
         startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
+        limit_concurrency: int = DEFAULT_LIMIT_CONCURRENCY,
         key: bytes | None = None,
         capacity: int = DEFAULT_CAPACITY,
         max_half_open: int = DEFAULT_MAX_HALF_OPEN,
@@ -83,6 +86,7 @@ class Agent(BaseAgent):
         self._linger = linger
         self._grace = grace
         self.startup_timeout = startup_timeout
+        self._limit_concurrency = limit_concurrency
         self._key = key
         self._max_half_open = max_half_open
 
@@ -145,6 +149,7 @@ class Agent(BaseAgent):
             linger=self._linger,
             grace=self._grace,
             startup_timeout=self.startup_timeout,
+            limit_concurrency=self._limit_concurrency,
             key=self._key,
             max_half_open=self._max_half_open,
         )

@@ -1,6 +1,6 @@
 """Serving: a server that can be moved, its ASGI application, and the interface to manage it."""
 
-from .application import DEFAULT_STARTUP_TIMEOUT, AsgiApplication
+from .application import DEFAULT_LIMIT_CONCURRENCY, DEFAULT_STARTUP_TIMEOUT, AsgiApplication
 from .arrival import Arrival
 from .certificate import check_certificate, host_certificate, load_pem, self_signed
 from .departure import Departure, FrozenConnection
@@ -34,6 +34,7 @@ from .suspension import Farewell, Suspension
 from .synchronisation import Phase, Progress
 
 __all__ = [
+    "DEFAULT_LIMIT_CONCURRENCY",
     "DEFAULT_STARTUP_TIMEOUT",
     "ApplicationError",
     "Arrival",

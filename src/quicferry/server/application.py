@@ -57,6 +57,9 @@ MAX_STATE_SIZE = 64 << 20
 DEFAULT_STARTUP_TIMEOUT = 60.0
 """Seconds that an application has to start."""
 
+DEFAULT_LIMIT_CONCURRENCY = 4096
+"""Calls of an application that may be open at once."""
+
 TIME_TO_END = 1.0
 """Seconds that a call of the application has to end after a disconnect, or being cancelled."""
 
@@ -152,13 +155,19 @@ class Application:
     Args:
         app: The application.
         startup_timeout: Seconds that it has to start.
+        limit_concurrency: How many calls for requests may be open at once.
 
     Attributes:
         calls: Those that run.
+        open_calls: How many run or are about to.
     """
 
     def __init__(
-        self, app: ASGIFramework, *, startup_timeout: float = DEFAULT_STARTUP_TIMEOUT
+        self,
+        app: ASGIFramework,
+        *,
+        startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
+        limit_concurrency: int = DEFAULT_LIMIT_CONCURRENCY,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.config = Config()
@@ -174,6 +183,9 @@ class Application:
         self.state: dict[str, Any] = {}
         self.tasks = ApplicationTasks(loop)
         self.calls = Calls()
+        self.open_calls = 0
+        self._limit = limit_concurrency
+        self._is_full = False
         self._complaints: set[str] = set()
         self._lifespan = _Lifespan(self.call, self.config, loop, self.state)
         self._lifespan_task: asyncio.Task[None] | None = None
@@ -231,6 +243,18 @@ class Application:
             raise ApplicationError(
                 f"the application failed to stop: {self._lifespan.failure}; see its own log"
             ) from self._lifespan.failure
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there may be one more call for a request; it is logged when that changes."""
+        was_full, self._is_full = self._is_full, self.open_calls >= self._limit
+        if self._is_full and not was_full:
+            logger.warning(
+                "%d requests are being answered, and more get status 503 "
+                "(--limit-concurrency allows more)",
+                self.open_calls,
+            )
+        return not self._is_full
 
     async def serve(self, request: RunningRequest, *call: Any) -> None:
         """Call the application for a request, with what `self.call` takes."""

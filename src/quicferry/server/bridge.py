@@ -15,6 +15,9 @@ hypercorn's `H3Protocol` turns requests into ASGI calls and what the application
 - *Form*: header fields that HTTP/3 does not allow are left out or refused here (RFC 9114 4.2),
   since a client would fail because of them. A malformed request costs its stream, not the
   connection (RFC 9114 4.1.2). Several ``cookie`` fields become one (RFC 9114 4.2.1).
+- *Bounds*: a client may open no further stream for a request before the application's call for it
+  has ended, and the calls of all clients have a limit. A client that mostly cancels what it has
+  asked for is closed (RFC 9114 10.5).
 - *Hand-over*: new requests can be made to wait (`draining`). When none is running, what HTTP/3
   knows can be carried to another host.
 """
@@ -62,6 +65,7 @@ from quicferry.transport import (
 )
 
 from .application import Application
+from .cancellations import Cancellations
 from .content import allowed_fields
 from .draining import Admission, Gate, RunningRequest
 from .errors import ClientDisconnected
@@ -128,6 +132,8 @@ class AsgiBridge(H3Protocol):
         self._quic = protocol.connection
         self._exchanges: dict[int, Exchange] = {}
         self._waiting: set[Exchange] = set()
+        self._cancellations = Cancellations(asyncio.get_running_loop().time)
+        self._is_closing = False
         self.gate = Gate(self._quic, self.connection, self._reject)
 
     # From the client
@@ -135,18 +141,42 @@ class AsgiBridge(H3Protocol):
     def quic_event_received(self, event: QuicEvent) -> None:
         """Take an event of the connection in."""
         for admitted in self.gate.admit(event):
-            self._act_upon(admitted)
+            if not self._is_closing:
+                self._act_upon(admitted)
 
     def _act_upon(self, event: QuicEvent) -> None:
+        was_complete = isinstance(event, StreamReset) and self.connection.has_request(
+            event.stream_id
+        )
         for http_event in self.connection.handle_event(event):
             self._http_event_received(http_event)
         match event:
-            case StreamDataReceived(data=data, stream_id=stream_id):
-                if (exchange := self._exchanges.get(stream_id)) is not None:
-                    self._quic.stream_consumed(stream_id, exchange.received(len(data)))
+            case StreamDataReceived(stream_id=stream_id) if stream_is_request_response(stream_id):
+                self._pace(stream_id)
             case StreamReset(stream_id=stream_id) | StopSendingReceived(stream_id=stream_id):
                 if (exchange := self._exchanges.get(stream_id)) is not None:
                     self._abort(exchange, ErrorCode.H3_REQUEST_CANCELLED)
+                    self._note_cancelled()
+                elif isinstance(event, StreamReset) and not was_complete:
+                    self._note_cancelled()
+
+    def _pace(self, stream_id: int) -> None:
+        """Let the client send no more on a stream than a window beyond what has been read."""
+        exchange = self._exchanges.get(stream_id)
+        if exchange is None and self.connection.has_request(stream_id):
+            return  # nobody reads it any more
+        unread = 0 if exchange is None else exchange.unread
+        self._quic.stream_unread(stream_id, unread)
+
+    def _note_cancelled(self) -> None:
+        """Close the connection of a client that hardly does anything but cancel (RFC 9114 10.5)."""
+        if self._cancellations.add() and not self._is_closing:
+            self._is_closing = True
+            logger.info("connection %s cancels most of its requests", self._quic.stable_id)
+            self._quic.close(
+                error_code=ErrorCode.H3_EXCESSIVE_LOAD,
+                reason_phrase="most requests are cancelled",
+            )
 
     def disconnected(self) -> None:
         """Tell all requests that the connection is lost."""
@@ -159,6 +189,7 @@ class AsgiBridge(H3Protocol):
             logger.info("a request is malformed: %s", event.reason)
             if (exchange := self._exchanges.get(event.stream_id)) is not None:
                 self._abort(exchange, ErrorCode.H3_MESSAGE_ERROR)
+            self._note_cancelled()
             return
         if not isinstance(event, (HeadersReceived, DataReceived)):
             return
@@ -178,6 +209,15 @@ class AsgiBridge(H3Protocol):
             self.connection.send_headers(request.stream_id, [(b":status", b"501")], end_stream=True)
             self._stop(request.stream_id, ErrorCode.H3_NO_ERROR)
             return
+        if self._quic.is_stopped(request.stream_id):  # the client has cancelled before it asked
+            self._reset(request.stream_id, ErrorCode.H3_REQUEST_CANCELLED)
+            self._note_cancelled()
+            return
+        if not self._application.has_room:
+            head = [(b":status", b"503"), (b"retry-after", b"1")]
+            self.connection.send_headers(request.stream_id, head, end_stream=True)
+            self._stop(request.stream_id, ErrorCode.H3_NO_ERROR)
+            return
         exchange = self._exchange(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":
             exchange.ask = partial(self._ask_for_body, exchange.stream_id)
@@ -186,9 +226,9 @@ class AsgiBridge(H3Protocol):
     async def _pump(self, exchange: Exchange, request: HeadersReceived) -> None:
         """Hand a request to its application, at the application's pace."""
         stream_id = exchange.stream_id
-        if exchange.is_disconnected:
-            return  # it was cancelled at once, and the application has not heard of it
         try:
+            if exchange.is_disconnected:
+                return  # it was cancelled at once, and the application has not heard of it
             await self._create_stream(request)
             stream = self.streams[stream_id]
             ended = False
@@ -209,6 +249,7 @@ class AsgiBridge(H3Protocol):
             self._abort(exchange, ErrorCode.H3_INTERNAL_ERROR)
         finally:
             self.streams.pop(stream_id, None)  # hypercorn keeps those that were cancelled
+            exchange.pumped()
 
     async def _create_stream(self, request: HeadersReceived) -> None:
         exchange = self._exchanges.get(request.stream_id)
@@ -226,10 +267,20 @@ class AsgiBridge(H3Protocol):
         method, target = fields[b":method"].decode(), fields[b":path"].decode()
         running = RunningRequest.of(self._quic.stable_id, request.stream_id, method, target)
         call = partial(self._application.serve, running)
-        exchange = Exchange(running, call, self._grant, self._application.complain)
+        exchange = Exchange(
+            running, call, self._grant, self._application.complain, self._call_ended
+        )
         self._exchanges[request.stream_id] = exchange
+        self._application.open_calls += 1
+        self._quic.hold_stream(request.stream_id)
         self.idle.clear()
         return exchange
+
+    def _call_ended(self, exchange: Exchange) -> None:
+        """Let the client ask for something else now."""
+        self._application.open_calls -= 1
+        self._quic.release_stream(exchange.stream_id)
+        self._protocol.transmit_soon()
 
     def _ask_for_body(self, stream_id: int) -> None:
         """Let a client send its body, now that the application reads it (RFC 9110 10.1.1)."""
@@ -238,8 +289,9 @@ class AsgiBridge(H3Protocol):
 
     def _grant(self, exchange: Exchange) -> None:
         """Let the client send as much as the application has read."""
-        read = exchange.received(0)
-        if not exchange.is_disconnected and self._quic.stream_consumed(exchange.stream_id, read):
+        if exchange.is_disconnected:
+            return
+        if self._quic.stream_unread(exchange.stream_id, exchange.unread):
             self._protocol.transmit_soon()
 
     # To the client
@@ -279,6 +331,8 @@ class AsgiBridge(H3Protocol):
             case Trailers():
                 # They are sent with the end of the stream.
                 exchange.trailers += sendable_fields("trailers", event.headers)
+            case Request() if not self._application.has_room:
+                pass  # a push is never owed to anyone
             case Request():  # a push
                 promised = [(b":method", b"GET"), (b":path", event.raw_path), *event.headers]
                 headers = sendable_fields("promise", promised)[2:]
@@ -359,6 +413,7 @@ class AsgiBridge(H3Protocol):
     def _close(self, exchange: Exchange) -> None:
         """Forget a request that the application is done with."""
         self._forget(exchange)
+        self._cancellations.subtract()
         if not exchange.response_ended:
             self._reset(exchange.stream_id, ErrorCode.H3_INTERNAL_ERROR)
         elif not exchange.request_ended:

@@ -33,6 +33,7 @@ class Exchange:
         application: The application.
         granted: Called when the application has read a part of the body.
         complain: Called with what is wrong about a response that is sent all the same.
+        ended: Called once, when the call of the application has ended or will never begin.
 
     Attributes:
         request: The request.
@@ -54,6 +55,7 @@ class Exchange:
         application: AppWrapper,
         granted: Callable[[Exchange], None],
         complain: Callable[[str], None],
+        ended: Callable[[Exchange], None],
     ) -> None:
         self.request = request
         self.stream_id = request.stream_id
@@ -70,9 +72,10 @@ class Exchange:
         self._application = application
         self._granted = granted
         self._complain = complain
+        self._ended: Callable[[Exchange], None] | None = ended
+        self._is_called = False
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
-        self._received = 0
         self._unread = 0
         self._status = 0
         self._may_have_content = True
@@ -81,10 +84,10 @@ class Exchange:
 
     # The request
 
-    def received(self, size: int) -> int:
-        """Note that the stream has grown; return how much of it the application has read."""
-        self._received += size
-        return self._received - self._unread
+    @property
+    def unread(self) -> int:
+        """How much of the body the application has not read."""
+        return self._unread
 
     def put(self, data: bytes) -> None:
         """Take a part of the body in."""
@@ -152,9 +155,31 @@ class Exchange:
         call_soon: Callable[..., Any],
     ) -> None:
         """Run the application for this request, unless its client is gone before it begins."""
-        if self.is_disconnected:
-            return
+        self._is_called = True
+        try:
+            if not self.is_disconnected:
+                await self._call(scope, receive, send, sync_spawn, call_soon)
+        finally:
+            self._tell_ended()
 
+    def pumped(self) -> None:
+        """Note that nothing more is handed to the application; it may not have been called."""
+        if not self._is_called:
+            self._tell_ended()
+
+    def _tell_ended(self) -> None:
+        if self._ended is not None:
+            self._ended(self)
+            self._ended = None
+
+    async def _call(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., Any],
+        call_soon: Callable[..., Any],
+    ) -> None:
         receiving = asyncio.Lock()
         last: ASGIReceiveEvent | None = None
 

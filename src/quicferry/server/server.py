@@ -38,7 +38,7 @@ from quicferry.io import (
 from quicferry.protocol import Address, MigrationProtocol, ServerMigration, protocol_name
 from quicferry.transport import address_from_network
 
-from .application import DEFAULT_STARTUP_TIMEOUT, Application
+from .application import DEFAULT_LIMIT_CONCURRENCY, DEFAULT_STARTUP_TIMEOUT, Application
 from .arrival import Arrival
 from .asgi import AsgiProtocol
 from .certificate import check_certificate
@@ -351,6 +351,7 @@ async def serve(
     linger: float = DEFAULT_LINGER,
     grace: float = 0.0,
     startup_timeout: float = DEFAULT_STARTUP_TIMEOUT,
+    limit_concurrency: int = DEFAULT_LIMIT_CONCURRENCY,
     key: bytes | None = None,
     others: Sequence[tuple[str, int]] = (),
     max_half_open: int = DEFAULT_MAX_HALF_OPEN,
@@ -373,6 +374,8 @@ async def serve(
         linger: Seconds for which an address is still listened at after a switch to another.
         grace: Seconds that running requests have to come to their end when the server is closed.
         startup_timeout: Seconds that the application has to start.
+        limit_concurrency: How many requests the application may work on at once, those included
+            whose clients are gone; further ones are answered with status 503.
         key: At least 32 secret bytes that outlive the process (`load_key`). With them, clients are
             told by a stateless reset of connections that an earlier process had (RFC 9000 10.3),
             and Retry tokens of other processes with the same key are taken.
@@ -406,7 +409,9 @@ async def serve(
     address, *further = addresses
     application = None
     if app is not None:
-        application = Application(app, startup_timeout=startup_timeout)
+        application = Application(
+            app, startup_timeout=startup_timeout, limit_concurrency=limit_concurrency
+        )
         create_protocol = partial(AsgiProtocol, application=application)
         if configuration.alpn_protocols is None:
             configuration.alpn_protocols = H3_ALPN

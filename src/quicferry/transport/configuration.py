@@ -24,6 +24,8 @@ class Configuration(QuicConfiguration):
         max_header_size: Bytes of a header or trailer of HTTP/3 that is taken in, where 32 are
             added for each field (RFC 9114 4.2.2).
         max_header_fields: How many fields it may have.
+        max_streams: How many bidirectional streams the peer may have open at once; with HTTP/3,
+            requests of a client.
 
     Raises:
         CredentialError: If there is no certificate in `cadata`.
@@ -32,6 +34,7 @@ class Configuration(QuicConfiguration):
     server_migration: ClientMigration | ServerMigration | None = None
     max_header_size: int = MAX_FIELD_SECTION
     max_header_fields: int = MAX_FIELDS
+    max_streams: int = 128
 
     def __post_init__(self) -> None:
         if self.cadata is not None:

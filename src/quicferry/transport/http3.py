@@ -35,6 +35,7 @@ from .http3_messages import (
 from .http3_state import HTTP3, Http3State, capture_http3, restore_http3
 from .qpack import StaticDecoder, StaticEncoder
 from .snapshot_format import SnapshotError, decode, encode
+from .streams import StreamControl
 
 MAX_SETTINGS = 4096
 """Bytes of a frame on the control stream that is kept until its end."""
@@ -98,6 +99,8 @@ class Http3Connection(H3Connection):
         )
         self._begin_with = None if state is None else decode(state, Http3State, HTTP3)
         super().__init__(quic)
+        if isinstance(quic, StreamControl):
+            quic.pace_connection()
 
     def export(self) -> bytes:
         """Return what a server knows of its connection; nothing changes.
@@ -126,10 +129,10 @@ class Http3Connection(H3Connection):
         self._stream.pop(stream_id, None)
         self._ignored.add(stream_id)
 
-    def kept(self, stream_id: int) -> int:
-        """Return how many bytes are kept of what has come on a stream: their rest is missing."""
+    def blocked(self, stream_id: int) -> int:
+        """Return how many bytes of a stream wait behind a header that refers to what is to come."""
         stream = self._stream.get(stream_id)
-        return 0 if stream is None else len(stream.buffer)
+        return len(stream.buffer) if stream is not None and stream.blocked else 0
 
     def handle_event(self, event: QuicEvent) -> list[H3Event]:
         """Take an event of the connection in, and return what it means."""

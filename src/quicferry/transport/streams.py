@@ -4,22 +4,73 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioquic.quic.connection import QuicConnection, stream_is_unidirectional
+from aioquic.buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    QuicConnection,
+    QuicConnectionError,
+    QuicReceiveContext,
+    stream_is_unidirectional,
+)
+from aioquic.quic.packet import QuicErrorCode
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
+
+_MOST_GAPS = 256
+"""So many parts of a stream may have arrived without what is between them."""
+
+STREAM_WINDOWS = 16
+"""So many streams' windows is what a whole paced connection may have sent and nobody has read."""
+
+
+class _HeldStream(QuicStream):
+    """A stream that is not over for the limit of streams, whatever has come and gone on it."""
+
+    @property
+    def is_finished(self) -> bool:
+        return False
 
 
 class StreamControl(QuicConnection):
     """A connection whose application paces both directions of its streams.
 
     Args:
+        configuration: A `Configuration`, or aioquic's own.
         arguments: As in aioquic.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, configuration: QuicConfiguration, **arguments: Any) -> None:
+        super().__init__(configuration=configuration, **arguments)
         self._consumed: dict[int, int] = {}
+        self._window = 0
+        limit = self._local_max_streams_bidi
+        limit.value = limit.sent = getattr(configuration, "max_streams", limit.value)
+
+    def hold_stream(self, stream_id: int) -> None:
+        """Let the peer open no stream for this one, also when it has ended, until its release."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.__class__ = _HeldStream
+
+    def release_stream(self, stream_id: int) -> None:
+        """Let the peer open a stream for this one, when it has ended; transmit then."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.__class__ = QuicStream
+
+    def is_stopped(self, stream_id: int) -> bool:
+        """Return whether nothing more can be sent on a stream: it was reset, or the peer asked."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and stream.sender._reset_error_code is not None
+
+    def pace_connection(self) -> None:
+        """Count what nobody has read of paced streams against the limit of the connection.
+
+        aioquic doubles that limit as data arrives, whether anyone reads it or not.
+        """
+        configuration = self._configuration
+        self._window = max(configuration.max_data, STREAM_WINDOWS * configuration.max_stream_data)
 
     def stream_backlog(self, stream_id: int) -> int:
         """Return how many bytes written to a stream have not been sent for the first time."""
@@ -43,12 +94,19 @@ class StreamControl(QuicConnection):
             Whether the peer should be told now: transmit then.
         """
         stream = self._streams.get(stream_id)
-        if stream is None:
+        if stream is None or stream.receiver.is_finished:
             return False
         if len(self._consumed) > 2 * len(self._streams):
             self._consumed = {i: n for i, n in self._consumed.items() if i in self._streams}
         self._consumed[stream_id] = max(offset, self._consumed.get(stream_id, 0))
         return self._grant(stream) is not None
+
+    def stream_unread(self, stream_id: int, size: int) -> bool:
+        """Do the same, where the application knows how much it has not read of what has arrived."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        return self.stream_consumed(stream_id, stream.receiver._buffer_start - size)
 
     def stream_unpaced(self, stream_id: int) -> None:
         """Extend a stream's limit as data arrives again, as before the first `stream_consumed`."""
@@ -72,12 +130,12 @@ class StreamControl(QuicConnection):
             or any(
                 stream.sender.reset_pending
                 or (
-                    not stream.is_blocked
-                    and not stream.sender.buffer_is_empty
+                    not stream.sender.buffer_is_empty
                     and stream.sender.next_offset
                     < min(stream.sender.highest_offset + credit, stream.max_stream_data_remote)
                 )
                 for stream in self._streams_queue
+                if not stream.is_blocked
             )
         )
 
@@ -108,6 +166,60 @@ class StreamControl(QuicConnection):
         )
 
     # Overridden from aioquic
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        if not self._window:
+            super()._write_connection_limits(builder, space)
+            return
+        limit = self._local_max_data
+        used = limit.used
+        if limit.value - used < self._window // 2:
+            limit.value = max(limit.value, used - self._unread() + self._window)
+        limit.used = 0  # what has arrived must not make aioquic double the limit
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            limit.used = used
+
+    def _unread(self) -> int:
+        """How many bytes have arrived on paced streams and were not read."""
+        paced = [(i, self._streams[i].receiver) for i in self._consumed if i in self._streams]
+        return sum(
+            receiver._buffer_start + len(receiver._buffer) - self._consumed[stream_id]
+            for stream_id, receiver in paced
+        )
+
+    def _write_reset_stream_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        # It would open a stream beyond the peer's limit (RFC 9000 4.6); aioquic sends it.
+        if not stream.is_blocked:
+            super()._write_reset_stream_frame(builder, stream)
+
+    def _write_stop_sending_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        if not stream.is_blocked:
+            super()._write_stop_sending_frame(builder, stream)
+
+    def _handle_stream_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start, known = buf.tell(), len(self._events)
+        super()._handle_stream_frame(context, frame_type, buf)
+        if len(self._events) == known:  # it is not what comes next on its stream
+            end = buf.tell()
+            buf.seek(start)
+            self._check_gaps(buf.pull_uint_var(), frame_type)
+            buf.seek(end)
+
+    def _check_gaps(self, stream_id: int, frame_type: int) -> None:
+        """End a connection whose peer leaves gaps everywhere; each takes time to look at.
+
+        A gap of every fourth kilobyte of the window is more than a network makes.
+        """
+        most = max(_MOST_GAPS, self._configuration.max_stream_data // 4096)
+        stream = self._streams.get(stream_id)
+        if stream is not None and len(stream.receiver._ranges) > most:
+            raise QuicConnectionError(
+                QuicErrorCode.INTERNAL_ERROR, frame_type, "there are too many gaps in a stream"
+            )
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream

@@ -1,0 +1,359 @@
+"""Clients that want to wear a server down over HTTP/3; one that behaves is served beside each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from aioquic.h3.connection import ErrorCode, FrameType, encode_frame
+from in_memory import RawClient as Raw
+from in_memory import connected
+from loopback import (
+    client_configuration,
+    demo_app,
+    http_client,
+    pattern_digest,
+    respond,
+    send_bytes,
+    served,
+    server_configuration,
+    server_side,
+)
+
+import quicferry
+from quicferry import HttpClient, Server
+from quicferry.server.cancellations import FORGIVEN, MOST_CANCELLED, Cancellations
+from quicferry.server.draining import Admission
+
+FIELDS = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost")]
+CANCELLED = ErrorCode.H3_REQUEST_CANCELLED
+
+
+class Slow:
+    """An application whose calls to /slow end when they are let go, whatever becomes of clients.
+
+    Attributes:
+        running: How many calls to /slow run.
+        most: How many have at once.
+    """
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        if scope["path"] == "/slow":
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await self.go.wait()
+            finally:
+                self.running -= 1
+        await respond(send, b"answer")
+
+
+class Hostile(Raw):
+    """Asks, and gives up what it has asked for."""
+
+    def ask(self, path: bytes, *more: tuple[bytes, bytes]) -> int:
+        stream_id = self.connection.get_next_available_stream_id()
+        self.http.send_headers(stream_id, [*FIELDS, (b":path", path), *more])
+        return stream_id
+
+    def cancel(self, stream_id: int) -> None:
+        self.connection.reset_stream(stream_id, CANCELLED)
+        self.connection.stop_stream(stream_id, CANCELLED)
+
+    def reset_rapidly(self, count: int) -> None:
+        """Ask so often for /slow, each time in the packet that asks for nothing any more."""
+        for _ in range(count):
+            stream_id = self.ask(b"/slow")
+            self.connection.reset_stream(stream_id, CANCELLED)
+        self.transmit()
+
+    @property
+    def allowed(self) -> int:
+        """How many requests the server has allowed so far."""
+        return self.connection._remote_max_streams_bidi
+
+
+@asynccontextmanager
+async def hostile_client(server: Server) -> AsyncIterator[Hostile]:
+    async with quicferry.connect(
+        "127.0.0.1",
+        server.address.port,
+        configuration=client_configuration(),
+        create_protocol=Hostile,
+    ) as client:
+        yield client
+
+
+async def seen(server: Server, *clients: Hostile) -> None:
+    """Wait until the server has seen and answered what was sent."""
+    for client in clients:
+        protocol = await server_side(server, client)
+        for _ in range(3):
+            await client.ping()
+            await protocol.ping()
+
+
+async def test_no_more_is_asked_before_the_application_has_ended_its_calls() -> None:
+    app = Slow()
+    configuration = server_configuration(max_streams=8)
+    async with (
+        served(app, configuration=configuration) as server,
+        hostile_client(server) as hostile,
+        http_client(server) as good,
+    ):
+        stream_ids = [hostile.ask(b"/slow") for _ in range(8)]
+        hostile.transmit()
+        while app.running < 8:
+            await hostile.ping()
+        for stream_id in stream_ids:
+            hostile.cancel(stream_id)
+        hostile.reset_rapidly(100)
+        await seen(server, hostile)
+        assert hostile.allowed == 8
+        assert app.most == 8
+        assert len(server.running_requests) == 8
+        assert (await good.request("GET", "/")).body == b"answer"
+        app.go.set()
+        while hostile.allowed < 100:
+            await hostile.ping()
+            hostile.transmit()
+        assert app.most <= 8
+
+
+async def test_streams_that_are_cancelled_at_once_call_nobody() -> None:
+    app = Slow()
+    async with (
+        served(app, configuration=server_configuration(max_streams=8)) as server,
+        hostile_client(server) as hostile,
+    ):
+        hostile.reset_rapidly(100)
+        await seen(server, hostile)
+        assert app.most <= 8
+        assert hostile.closed_by is None
+
+
+async def test_calls_of_all_clients_together_have_a_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Slow()
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(served(app, limit_concurrency=5))
+        clients = [await stack.enter_async_context(hostile_client(server)) for _ in range(3)]
+        for client in clients:
+            for stream_id in [client.ask(b"/slow") for _ in range(3)]:
+                client.connection.send_stream_data(stream_id, b"", end_stream=True)
+            client.transmit()
+        await seen(server, *clients)
+        statuses = [status for client in clients for status in client.statuses.values()]
+        assert statuses == [b"503"] * 4
+        assert app.most == 5
+        assert caplog.text.count("--limit-concurrency") == 1
+        app.go.set()
+        good = await stack.enter_async_context(http_client(server))
+        while app.running:
+            await good.ping()
+        assert (await good.request("GET", "/")).body == b"answer"
+
+
+async def test_cancelled_calls_count_until_they_have_ended() -> None:
+    app = Slow()
+    async with (
+        served(app, limit_concurrency=2) as server,
+        hostile_client(server) as hostile,
+        http_client(server) as good,
+    ):
+        for stream_id in [hostile.ask(b"/slow") for _ in range(2)]:
+            hostile.transmit()
+            while not app.running:
+                await hostile.ping()
+            hostile.cancel(stream_id)
+        await seen(server, hostile)
+        assert (await good.request("GET", "/")).status == 503
+        app.go.set()
+        while app.running:
+            await good.ping()
+        assert (await good.request("GET", "/")).status == 200
+
+
+@pytest.mark.parametrize("way", ["reset", "reset and stop", "stop", "half a header", "malformed"])
+async def test_a_client_that_mostly_cancels_is_closed(way: str) -> None:
+    async with (
+        served(Slow()) as server,
+        hostile_client(server) as hostile,
+        http_client(server) as good,
+    ):
+        rounds = 0
+        while hostile.closed_by is None:
+            assert rounds < 5 * MOST_CANCELLED
+            for _ in range(20):
+                rounds += 1
+                if way == "half a header":
+                    stream_id = hostile.connection.get_next_available_stream_id()
+                    hostile.connection.send_stream_data(stream_id, b"\1\x20abc")
+                elif way == "malformed":
+                    stream_id = hostile.ask(b"/slow", (b"content-length", b"1"))
+                    hostile.http.send_data(stream_id, b"too long", end_stream=True)
+                else:
+                    stream_id = hostile.ask(b"/slow")
+                if way in ("reset", "reset and stop", "half a header"):
+                    hostile.connection.reset_stream(stream_id, CANCELLED)
+                if way in ("stop", "reset and stop"):
+                    hostile.connection.stop_stream(stream_id, CANCELLED)
+                if way == "stop":
+                    hostile.connection.send_stream_data(stream_id, b"", end_stream=True)
+            hostile.transmit()
+            await asyncio.wait(
+                [asyncio.ensure_future(hostile.ping()), asyncio.ensure_future(hostile.wait_lost())],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        assert hostile.closed_by.error_code == ErrorCode.H3_EXCESSIVE_LOAD
+        assert rounds > MOST_CANCELLED
+        assert (await good.request("GET", "/")).body == b"answer"
+
+
+async def test_a_client_that_cancels_every_other_request_is_served() -> None:
+    app = Slow()
+    app.go.set()
+    async with connected(app, HttpClient) as http:
+        for _ in range(2 * MOST_CANCELLED):
+            async with http.client.stream("GET", "/slow") as response:
+                assert response.status == 200
+            assert (await http.client.request("GET", "/")).body == b"answer"
+        assert http.client.closed_by is None
+
+
+def test_cancelled_requests_are_forgotten_in_time() -> None:
+    now = 0.0
+    cancellations = Cancellations(lambda: now)
+    for _ in range(20 * MOST_CANCELLED):
+        assert not cancellations.add()
+        now += 1.001 / FORGIVEN
+    assert [cancellations.add() for _ in range(MOST_CANCELLED + 1)][-1]
+
+
+async def test_a_request_that_waits_for_a_stream_can_be_cancelled() -> None:
+    """To reset it would be to open it (RFC 9000 4.6)."""
+    app = Slow()
+    configuration = server_configuration(max_streams=2)
+    async with (
+        served(app, configuration=configuration) as server,
+        http_client(server) as client,
+    ):
+        running = [asyncio.create_task(client.request("GET", "/slow")) for _ in range(2)]
+        while app.running < 2:
+            await client.ping()
+        waiting = [asyncio.create_task(client.request("GET", "/slow")) for _ in range(3)]
+        await client.ping()
+        for task in waiting[:2]:
+            task.cancel()
+        await client.ping()
+        app.go.set()
+        assert [(await task).body for task in (*running, waiting[2])] == [b"answer"] * 3
+        assert client.closed_by is None
+
+
+# Memory
+
+
+async def test_what_many_uploads_leave_unread_is_bounded() -> None:
+    """The windows of all streams together are more than a connection may take (RFC 9000 4.1)."""
+    window = 1 << 16
+    async with connected(Slow(), Hostile, max_stream_data=window, max_data=window) as http:
+        for _ in range(100):
+            stream_id = http.client.ask(b"/slow")
+            data = encode_frame(FrameType.DATA, bytes(4 * window))
+            http.client.connection.send_stream_data(stream_id, data)
+        http.client.transmit()
+        for _ in range(100):
+            await http.settled()
+        received = http.server.connection._local_max_data.used
+        assert 16 * window <= received + window
+        assert received <= 17 * window
+
+
+async def test_an_upload_that_nobody_reads_any_more_gets_no_further_window() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await respond(send, b"no, thank you", 413)
+
+    window = 1 << 16
+    async with connected(app, Hostile, max_stream_data=window) as http:
+        stream_id = http.client.ask(b"/")
+        data = encode_frame(FrameType.DATA, bytes(100 * window))
+        http.client.connection.send_stream_data(stream_id, data)
+        http.client.transmit()
+        for _ in range(50):
+            await http.settled()
+        assert http.client.statuses[stream_id] == b"413"
+        assert http.server.connection._local_max_data.used <= 3 * window
+
+
+async def test_a_header_of_unlimited_length_is_refused_and_takes_no_time_of_others() -> None:
+    async with (
+        served() as server,
+        hostile_client(server) as hostile,
+        http_client(server) as good,
+    ):
+        stream_id = hostile.connection.get_next_available_stream_id()
+        begin = bytes([FrameType.HEADERS]) + (0xC0 << 56 | 1 << 40).to_bytes(8, "big")
+        hostile.connection.send_stream_data(stream_id, begin + bytes(8 << 20))
+        hostile.transmit()
+        for _ in range(50):
+            assert (await good.request("POST", "/", body=b"x")).body == b"x"
+        assert hostile.statuses[stream_id] == b"431"
+        assert hostile.closed_by is None
+
+
+# Draining
+
+
+@pytest.mark.parametrize("admission", [Admission.COMPLETE, Admission.NONE])
+async def test_a_client_that_does_not_read_holds_no_handover_up(admission: Admission) -> None:
+    """Its response goes on while it is brought to its end: what is not sent is carried along."""
+    size = 3_000_000
+    ended = False
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal ended
+        assert scope["type"] == "http"
+        await send_bytes(send, size)
+        ended = True
+
+    async with connected(app, HttpClient) as http, http.client.stream("GET", "/") as response:
+        for _ in range(20):
+            await http.settled()
+        assert not ended
+        http.server.admit_requests(admission)
+        for _ in range(20):
+            await http.settled()
+        assert ended
+        assert http.server.running_requests() == []
+        http.server.admit_requests(Admission.NONE)
+        http.carry()
+        assert hashlib.sha256(await response.read()).hexdigest() == pattern_digest(size)
+
+
+async def test_an_upload_longer_than_announced_ends_where_it_is_too_long() -> None:
+    """Its source may never end, and neither may what the server waits for."""
+    produced = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal produced
+        while True:
+            produced += 1
+            yield b"12345"
+
+    async with connected(demo_app, HttpClient) as http:
+        with pytest.raises(quicferry.client.RequestFailed, match="content-length of 12"):
+            await http.client.request("POST", "/", headers={"content-length": "12"}, body=endless())
+        assert produced == 3
+        assert (await http.client.request("POST", "/", body=b"next")).body == b"next"
