@@ -489,7 +489,7 @@ async def test_connections_that_are_not_ready_keep_the_server(tmp_path: Path) ->
         two_hosts(tmp_path) as hosts,
         one_deaf_client(hosts.server) as (client, _, name),
     ):
-        report = await hosts.hand_over(deadline=0.2)
+        report = await hosts.hand_over(deadline=0.05)
         assert f"not ready: {name}" in report.reason
         assert report.failed_step is Step.IMMINENT
         await goes_on_at_the_source(hosts, client, report)
@@ -535,7 +535,7 @@ async def test_connections_that_are_not_ready_can_be_left(tmp_path: Path) -> Non
         two_hosts(tmp_path) as hosts,
         one_deaf_client(hosts.server) as (client, deaf, name),
     ):
-        report = await hosts.hand_over(deadline=0.2, unready=Unready.LEAVE, follow=0.0)
+        report = await hosts.hand_over(deadline=0.05, unready=Unready.LEAVE, follow=0.0)
         assert report.outcome is Outcome.COMMITTED, report.reason
         assert report.closed == (name,)
         assert name not in report.connections

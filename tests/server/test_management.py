@@ -111,6 +111,7 @@ async def test_relocation_by_commands(path: Path) -> None:
             "ready": True,
             "connections": {name: "explicit"},
             "unready": [],
+            "silent": [],
             "unable": {old: "PROTOCOL_NOT_NEGOTIATED"},
             "failed": {},
         }

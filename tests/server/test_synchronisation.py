@@ -16,6 +16,7 @@ from quicferry.server.synchronisation import (
     Close,
     Plan,
     Prepare,
+    Release,
     Resume,
     Synchronisation,
     Tell,
@@ -98,6 +99,63 @@ def test_a_pool_that_is_not_acknowledged_is_waited_for() -> None:
     assert sync.pool_acknowledged("w") == []
     sync.ready("w")
     assert sync.phase is Phase.READY
+
+
+def test_nobody_waits_for_the_silent() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("ab", waiting="w", unable="x"))
+    sync.ready("a")
+    assert sync.silent("a") == []  # it has spoken
+    sync.silent("b")
+    assert sync.phase is Phase.PREPARING
+    sync.silent("w")
+    assert (sync.phase, sync.unready) == (Phase.READY, ())
+    assert sync.those(Progress.SILENT) == ("b", "w")
+    actions = sync.switch()
+    assert names(actions[:3], Close) == "bwx"
+    assert names(actions[3:], Tell) == "a"
+    assert sync.those(Progress.LEFT_BEHIND) == ("b", "w", "x")
+
+
+def test_one_that_speaks_again_comes_along() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("ab", waiting="w"))
+    for name in "abw":
+        sync.silent(name)
+    assert sync.phase is Phase.READY
+    sync.ready("a")
+    assert names(sync.pool_acknowledged("w"), Prepare) == "w"
+    assert sync.pool_acknowledged("a") == []
+    sync.ready("w")
+    assert sync.phase is Phase.READY
+    actions = sync.switch()
+    assert names(actions[:1], Close) == "b"
+    assert names(actions[1:], Tell) == "aw"
+
+
+def test_the_silent_go_on_after_an_abort() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("abc"))
+    sync.silent("b")
+    sync.closed("b")
+    assert sync.those(Progress.CLOSED) == ("b",)
+    sync.silent("c")
+    assert names(sync.abort(), Resume) == "ac"
+
+
+def test_readiness_that_comes_after_the_freeze_is_too_late() -> None:
+    """What is frozen is on its way; nobody would ever have this one."""
+    sync = Synchronisation()
+    sync.imminent(plan("abc"))
+    sync.ready("a")
+    sync.silent("b")
+    sync.deadline_passed()
+    assert sync.freeze() == ("a",)
+    sync.ready("b")
+    sync.ready("c")
+    actions = sync.depart()
+    assert names(actions[:2], Close) == "bc"
+    assert names(actions[2:], Release) == "a"
 
 
 def test_deadline() -> None:

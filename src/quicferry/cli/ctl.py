@@ -129,7 +129,8 @@ deadline_option = click.option(
     type=SECONDS,
     default=DEFAULT_DEADLINE,
     show_default=True,
-    help="Seconds that the connections have to get ready.",
+    help="Seconds that the connections have to get ready. Those whose clients acknowledge nothing "
+    "meanwhile are not waited for, but left behind.",
 )
 unready_option = click.option(
     "--unready",
@@ -359,6 +360,12 @@ def describe_announced(announced: dict[str, str]) -> list[str]:
     return [*lines, hint]
 
 
+def describe_silent(names: list[str]) -> list[str]:
+    """Return in words which clients are left behind because nothing is heard of them."""
+    why = "silent: its client has acknowledged nothing since the announcement, and is left behind"
+    return [f"  {name}  {why}" for name in names]
+
+
 def _choice(protocol: str, address: Address | None) -> dict[str, str]:
     """Return how connections are to migrate; only Explicit, or auto, wants the address."""
     choice = {"protocol": protocol}
@@ -372,6 +379,7 @@ def _describe_preparation(result: dict[str, Any]) -> list[str]:
     lines = [f"{ready} after {result['seconds'] * 1000:.1f} ms"]
     lines += [f"  {name}  {protocol}" for name, protocol in result["connections"].items()]
     lines += [f"  {name}  not ready yet" for name in result["unready"]]
+    lines += describe_silent(result.get("silent", []))  # servers of 0.1 do not say
     lines += [f"  {name}  cannot migrate: {why}" for name, why in result["unable"].items()]
     lines += [f"  {name}  failed: {why}" for name, why in result["failed"].items()]
     return lines

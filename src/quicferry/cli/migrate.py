@@ -20,6 +20,7 @@ from quicferry.cli.ctl import (
     DEFAULT_WAIT,
     SECONDS,
     describe_announced,
+    describe_silent,
     find_socket,
 )
 from quicferry.cli.engines import engine_option
@@ -80,8 +81,9 @@ class _SourceLost(click.ClickException):
     'with --step also {"event": "StepWaits", "step"}, with a container also '
     '{"event": "Transferred", "bytes", "sent", "total"}, and at the end the report: {"technique", '
     '"outcome", "source", "destination", "phases", '
-    '"failed_phase", "reason", "connections", "closed", "rejected", "announced", "silence", '
-    '"bytes", "followed", "pending", "lost", "started_at", "owned_at"}; times in seconds.',
+    '"failed_phase", "reason", "connections", "closed", "silent", "rejected", "announced", '
+    '"silence", "bytes", "followed", "pending", "lost", "started_at", "owned_at"}; times in '
+    "seconds.",
 )
 @click.option(
     "--from",
@@ -155,7 +157,8 @@ class _SourceLost(click.ClickException):
     type=SECONDS,
     default=DEFAULT_DEADLINE,
     show_default=True,
-    help="Seconds that the connections have to get ready.",
+    help="Seconds that the connections have to get ready. Those whose clients acknowledge nothing "
+    "meanwhile are not waited for, but left behind.",
 )
 @click.option(
     "--unready",
@@ -431,6 +434,7 @@ def _describe(report: dict[str, Any]) -> list[str]:
     ]
     if report["closed"]:
         lines.append(f"{len(report['closed'])} connections could not migrate and were closed")
+        lines += describe_silent([name for name in report["silent"] if name in report["closed"]])
     lines += [f"reset: {request}" for request in report["rejected"]]
     if report["followed"]:
         lines.append(

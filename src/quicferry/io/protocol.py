@@ -209,6 +209,11 @@ class ConnectionProtocol(QuicConnectionProtocol):
                 self._keeping.cancel()
                 self._keeping = None
 
+    def ask_for_life(self) -> None:
+        """Send a PING, which a peer that lives acknowledges."""
+        self._quic.send_ping(_PING_FOR_LIFE)
+        self.transmit()
+
     def close(self, error_code: int | None = None, reason_phrase: str = "") -> None:
         """Close the connection.
 
@@ -514,9 +519,8 @@ class ConnectionProtocol(QuicConnectionProtocol):
         if since + longest > now + _CLOCK_RESOLUTION:
             self._keep_open()
         else:
-            self._quic.send_ping(_PING_FOR_LIFE)
             self._keep_open(now + longest)  # if it is lost, loss recovery sends it again
-            self.transmit()
+            self.ask_for_life()
 
     def _end(self, error_code: int, frame_type: int | None, reason_phrase: str) -> None:
         self._quic.close(error_code, frame_type, reason_phrase)

@@ -184,6 +184,7 @@ class ContainerRelocation(Relocation):
             unready=plan.unready.value,
             destination=str(plan.address),
         )
+        self._silent = tuple(preparation.get("silent", ()))  # servers of 0.1 do not say
         if preparation["unready"] and plan.unready is Unready.ABORT:
             raise RelocationError(
                 RelocationErrorCode.NOT_READY,

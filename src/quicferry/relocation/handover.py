@@ -140,6 +140,7 @@ class Handover(Relocation):
         except RelocationError as exc:
             self._has_announced = exc.code is RelocationErrorCode.ABORTED
             raise
+        self._silent = preparation.silent
         if preparation.unready and plan.unready is Unready.ABORT:
             raise RelocationError(
                 RelocationErrorCode.NOT_READY,
@@ -147,12 +148,13 @@ class Handover(Relocation):
             )
 
     async def _drain(self) -> None:
+        self._rejected = tuple(map(str, self._departure.reject_silent()))
         try:
             await self._departure.drain(self._drain_limit)
         except RelocationError:
             if self._running is Running.ABANDON:
                 raise
-            self._rejected = tuple(map(str, await self._departure.reject_requests()))
+            self._rejected += tuple(map(str, await self._departure.reject_requests()))
 
     async def _freeze(self) -> None:
         names = []

@@ -121,6 +121,7 @@ class Relocation(ABC):
         self._ended_at: float | None = None
         self._connections: tuple[str, ...] = ()
         self._closed: tuple[str, ...] = ()
+        self._silent: tuple[str, ...] = ()
         self._rejected: tuple[str, ...] = ()
         self._announced: dict[str, str] = {}
         self._size = 0
@@ -453,6 +454,7 @@ class Relocation(ABC):
             reason="; then: ".join(filter(None, [self._machine.reason, *self._problems])),
             connections=self._connections if state is State.GONE else (),
             closed=self._closed,
+            silent=self._silent,
             rejected=self._rejected,
             announced=self._announced if state is State.BACK else {},
             started_at=started_at,

@@ -127,6 +127,8 @@ class RelocationReport:
         reason: Why it failed; empty if it did not.
         connections: The stable ids of the connections that were moved.
         closed: Those that were closed, because they could not come along.
+        silent: Those whose clients had acknowledged nothing since the announcement. They were not
+            waited for; if they did not get ready later, they are among the closed ones.
         rejected: Requests that were reset, in words.
         announced: Where clients still expect the server, by the stable ids of their connections,
             although it has not moved: those that cannot be told.
@@ -149,6 +151,7 @@ class RelocationReport:
     reason: str = ""
     connections: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     announced: dict[str, str] = field(default_factory=dict)
     started_at: float = 0.0
@@ -171,6 +174,7 @@ class RelocationReport:
             "reason": self.reason,
             "connections": list(self.connections),
             "closed": list(self.closed),
+            "silent": list(self.silent),
             "rejected": list(self.rejected),
             "announced": dict(self.announced),
             "started_at": self.started_at,

@@ -211,6 +211,7 @@ async def _imminent(server: Server, given: Fields) -> dict[str, Json]:
             name: protocol_name(protocol) for name, protocol in preparation.protocols.items()
         },
         "unready": list(preparation.unready),
+        "silent": list(preparation.silent),
         "unable": dict(preparation.unable),
         "failed": dict(preparation.failed),
     }

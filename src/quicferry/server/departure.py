@@ -3,6 +3,7 @@
 A `Departure` begins when the server is ready to be moved (`Server.imminent`) and takes these steps:
 
     departure = server.departure()
+    departure.reject_silent()              # nobody waits for clients that are gone
     await departure.drain(10)              # requests come to their end; new ones wait
     state = await departure.export()       # what the application carries along
     frozen = list(departure.freeze())      # the connections are silent from here on
@@ -99,6 +100,14 @@ class Departure:
     def running_requests(self) -> tuple[RunningRequest, ...]:
         """Return the requests that the application is working on, answered or not."""
         return running_requests(self._relocator.connections().values(), self._calls)
+
+    def reject_silent(self) -> tuple[RunningRequest, ...]:
+        """Reset the requests of silent clients, for which nobody waits, and return which."""
+        silent = _served(self._relocator.silent())
+        rejected = [request for protocol in silent for request in protocol.running_requests()]
+        for protocol in silent:
+            protocol.reject_requests()
+        return tuple(rejected)
 
     async def drain(self, limit: float) -> None:
         """Wait until no request is running, and no call of the application that was one.

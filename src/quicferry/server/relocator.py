@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -44,6 +45,7 @@ from .planning import (
     plan_for_named,
 )
 from .reports import Completion, PhaseChanged, Preparation, Relocation, ServerEvent
+from .silence import Silence
 from .synchronisation import (
     Action,
     Assignment,
@@ -74,10 +76,18 @@ class _Migration:
         self.announced_at = loop.time()
         self.prepared: asyncio.Future[Preparation] = loop.create_future()
         self.deadline: asyncio.TimerHandle | None = None
+        self.silence = Silence()
+        self.silence_over: asyncio.TimerHandle | None = None
         self.switched_at: float | None = None
         self.completed: dict[str, float] = {}
         self.done_at: float | None = None
         self.done = asyncio.Event()
+
+    def wait_no_longer(self) -> None:
+        """Stop the timers of the preparation."""
+        for timer in (self.deadline, self.silence_over):
+            if timer is not None:
+                timer.cancel()
 
 
 class Relocator:
@@ -113,6 +123,11 @@ class Relocator:
             for protocol in self._router.protocols
             if protocol.is_connected and protocol.closed_by is None
         }
+
+    def silent(self) -> list[ConnectionProtocol]:
+        """Return the connections whose clients the server does not wait for."""
+        open_now = self.connections()
+        return [open_now[name] for name in self.sync.those(Progress.SILENT)]
 
     # Commands
 
@@ -282,8 +297,7 @@ class Relocator:
         migration = self._migration
         if migration is None:
             return
-        if migration.deadline is not None:
-            migration.deadline.cancel()
+        migration.wait_no_longer()
         migration.done.set()
         if not migration.prepared.done():
             migration.prepared.set_exception(
@@ -329,16 +343,46 @@ class Relocator:
             raise RelocationError(RelocationErrorCode.ABORTED, "the server is being closed")
         actions = self.sync.imminent(plan)
         migration = self._migration = _Migration(self._loop)
-        migration.deadline = self._loop.call_later(deadline, self._deadline_passed)
+        migration.deadline = self._loop.call_later(deadline, self._deadline_passed, migration)
         self._note_phase()
         for protocol in list(self._router.protocols):
             is_open = not protocol.is_connected and protocol.closed_by is None
             if is_open and self._router.is_movable(protocol):
                 protocol.refuse("the server is about to move; connect again in a moment")
+        # Of those that wait for their pool nothing is asked yet, but they may be silent as well.
+        open_now = self.connections()
+        numbers = {name: open_now[name].connection.next_packet_number for name in plan.assignments}
         self._carry_out(actions)
+        for name in self.sync.unready:
+            protocol = open_now[name]
+            if protocol.connection.next_packet_number == numbers[name]:
+                protocol.ask_for_life()
+            migration.silence.watch(
+                name,
+                protocol.connection,
+                numbers[name],
+                now=migration.announced_at,
+                deadline=deadline,
+            )
+        self._watch_silence(migration)
         return migration
 
-    def _deadline_passed(self) -> None:
+    def _watch_silence(self, migration: _Migration) -> None:
+        due = migration.silence.due
+        if due is not None and self.sync.phase is Phase.PREPARING:
+            call = partial(self._silence_over, migration, due)
+            migration.silence_over = self._loop.call_at(due, call)
+
+    def _silence_over(self, migration: _Migration, now: float) -> None:
+        self._leave_silent(migration, now)
+        self._watch_silence(migration)
+
+    def _leave_silent(self, migration: _Migration, now: float) -> None:
+        for name in migration.silence.look(now):
+            self._carry_out(self.sync.silent(name))
+
+    def _deadline_passed(self, migration: _Migration) -> None:
+        self._leave_silent(migration, math.inf)
         self._carry_out(self.sync.deadline_passed())
 
     def _abort(self, error: RelocationError) -> None:
@@ -452,8 +496,7 @@ class Relocator:
         else:
             self._router.handshakes = Handshakes.REFUSED
         if migration is not None and phase is not Phase.PREPARING:
-            if phase is not Phase.OVERDUE and migration.deadline is not None:
-                migration.deadline.cancel()
+            migration.wait_no_longer()
             if phase in (Phase.READY, Phase.OVERDUE) and not migration.prepared.done():
                 migration.prepared.set_result(self._preparation(migration))
             if phase is Phase.SERVING and migration.switched_at is not None:
@@ -468,6 +511,7 @@ class Relocator:
             seconds=self._loop.time() - migration.announced_at,
             protocols={name: each.protocol for name, each in plan.assignments.items()},
             unready=self.sync.unready,
+            silent=self.sync.those(Progress.SILENT),
             unable=dict(plan.unable),
             failed={name: error.name for name, error in self.sync.failures.items()},
         )

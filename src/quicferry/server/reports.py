@@ -44,6 +44,8 @@ class Preparation:
         seconds: From the announcement until it was ready, or the deadline had passed.
         protocols: The connections that migrate, by stable id, and by which protocol.
         unready: Those of them that are not ready.
+        silent: Those of them whose clients have acknowledged nothing since the announcement. The
+            server does not wait for them; they are closed at the switch if they are not ready then.
         unable: Those that will be closed at the switch, and the error that says why.
         failed: Those that were closed because their migration failed, and the error.
     """
@@ -52,6 +54,7 @@ class Preparation:
     seconds: float
     protocols: Mapping[str, MigrationProtocol]
     unready: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
     unable: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
 

@@ -141,6 +141,7 @@ class Server:
                 for name, protocol in self.connections.items()
             ],
             "unready": list(sync.unready),
+            "silent": list(sync.those(Progress.SILENT)),
             "pending": list(sync.those(Progress.SWITCHED)),
             "handshakes": dataclasses.asdict(self._router.handshake_counts),
         }
@@ -160,7 +161,8 @@ class Server:
     ) -> Preparation:
         """Announce that the server will be moved, and wait until it is ready or out of time.
 
-        New clients are refused from here on. To be cancelled while it waits changes nothing.
+        New clients are refused from here on. To be cancelled while it waits changes nothing. A
+        client that acknowledges nothing is not waited for, but left behind (`silence.patience`).
 
         Args:
             protocol: The protocol for all connections; None for the best one that each can use.

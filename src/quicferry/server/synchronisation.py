@@ -9,6 +9,8 @@ and a state machine of its own. This machine joins them:
   refused, and those under way are closed, so that the set of connections only shrinks.
 - The server is *ready* when every connection that prepares is ready or closed. A connection whose
   pool is not acknowledged yet begins to prepare when it is.
+- A client that acknowledges nothing does not hold it up: its connection is *silent*, and is left
+  behind unless it gets ready before the switch.
 - A *deadline* bounds that. After it the orchestrator decides: abort, and every connection goes on
   as if nothing had happened; or go without those that are not ready.
 - At the *switch* the connections that cannot migrate, were not named, or are not ready are closed,
@@ -150,6 +152,8 @@ class Progress(enum.Enum):
     """Its pool is not acknowledged yet."""
     PREPARING = "preparing"
     READY = "ready"
+    SILENT = "silent"
+    """Its client has acknowledged nothing since the announcement. It may get ready yet."""
     UNABLE = "unable"
     """It cannot migrate, or was not named: it is served until the switch."""
     SWITCHED = "switched"
@@ -165,6 +169,7 @@ class Progress(enum.Enum):
 
 
 _UNREADY = (Progress.WAITING, Progress.PREPARING)
+_STAYING = (Progress.SILENT, Progress.UNABLE)
 
 
 @dataclass(frozen=True)
@@ -359,14 +364,24 @@ class Synchronisation:
 
     def pool_acknowledged(self, connection_id: str) -> list[Action]:
         """Let a connection prepare that waited for the acknowledgement of its pool."""
-        if self.progress.get(connection_id) is not Progress.WAITING or self.accepts_handshakes:
+        progress = self.progress.get(connection_id)
+        has_waited = progress is Progress.SILENT and connection_id in self.plan.waiting
+        if not (progress is Progress.WAITING or has_waited) or self.accepts_handshakes:
             return []
-        self._advance_to(Progress.PREPARING, (connection_id,))
+        if progress is Progress.WAITING:
+            self._advance_to(Progress.PREPARING, (connection_id,))
         return [Prepare(connection_id, self.plan.assignments[connection_id])]
 
     def ready(self, connection_id: str) -> list[Action]:
-        """Note that a connection is ready."""
-        return self._advance(connection_id, (Progress.PREPARING,), Progress.READY)
+        """Note that a connection is ready; where that comes too late, it stays behind."""
+        if not self.is_prepared:
+            return []
+        before = (Progress.PREPARING, Progress.SILENT)
+        return self._advance(connection_id, before, Progress.READY)
+
+    def silent(self, connection_id: str) -> list[Action]:
+        """Note that nobody waits for a connection any longer, since its client is silent."""
+        return self._advance(connection_id, _UNREADY, Progress.SILENT)
 
     def completed(self, connection_id: str) -> list[Action]:
         """Note that a connection has migrated."""
@@ -380,7 +395,7 @@ class Synchronisation:
 
     def closed(self, connection_id: str) -> list[Action]:
         """Note that a connection has ended."""
-        alive = (*_UNREADY, Progress.READY, Progress.UNABLE, Progress.SWITCHED)
+        alive = (*_UNREADY, *_STAYING, Progress.READY, Progress.SWITCHED)
         return self._advance(connection_id, alive, Progress.CLOSED)
 
     # Transitions
@@ -438,9 +453,10 @@ class Synchronisation:
                 preparing = self.those(Progress.PREPARING)
                 return [Prepare(name, self.plan.assignments[name]) for name in preparing]
             case Do.RESUME:
-                return [Resume(name) for name in self.those(Progress.PREPARING, Progress.READY)]
+                told = self.those(Progress.PREPARING, Progress.SILENT, Progress.READY)
+                return [Resume(name) for name in told]
             case Do.LEAVE_BEHIND:
-                left = self.those(*_UNREADY, Progress.UNABLE)
+                left = self.those(*_UNREADY, *_STAYING)
                 self._advance_to(Progress.LEFT_BEHIND, left)
                 return [Close(name) for name in left]
             case Do.RELEASE:

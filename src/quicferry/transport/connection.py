@@ -246,6 +246,16 @@ class Connection(Negotiation, StreamControl):
         return bool(self._network_paths) and self._network_paths[0].is_validated
 
     @property
+    def next_packet_number(self) -> int:
+        """The number of the next packet that is sent."""
+        return int(self._packet_number)
+
+    def has_acknowledged(self, since: int) -> bool:
+        """Whether the peer has acknowledged a 1-RTT packet with this number or a later one."""
+        space = self._spaces.get(_ONE_RTT)
+        return space is not None and bool(space.largest_acked_packet >= since)
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the connection is frozen, or a copy that is not active yet: it does nothing."""
         return self._seal.is_shut
