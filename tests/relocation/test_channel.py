@@ -20,7 +20,7 @@ from quicferry.relocation.channel import Channel, connect
 from quicferry.relocation.errors import ChannelClosed, ChannelError, ChannelProblem
 from quicferry.relocation.identity import Identity
 from quicferry.relocation.listener import Listener, listen
-from quicferry.relocation.messages import MAX_MESSAGE_SIZE
+from quicferry.relocation.messages import MAX_MESSAGE_SIZE, Limits
 
 TIME = 10.0
 
@@ -61,6 +61,7 @@ async def hosts(
     folder: Path,
     serve: Callable[[Channel], Awaitable[None]] = echo,
     known: Credentials | None = None,
+    accepts: Limits | None = None,
 ) -> AsyncIterator[Hosts]:
     server, known = issue(), known or issue("127.0.0.9")
     met: list[Channel] = []
@@ -69,7 +70,8 @@ async def hosts(
         met.append(channel)
         await serve(channel)
 
-    listener = await listen(LOCAL, 0, server.with_peers(folder / "server", known), on_channel)
+    identity = server.with_peers(folder / "server", known)
+    listener = await listen(LOCAL, 0, identity, on_channel, accepts)
     try:
         yield Hosts(listener, known.with_peers(folder / "client", server), server, known, met)
     finally:
@@ -257,6 +259,83 @@ async def test_listener_that_closes_says_what_is_left(tmp_path: Path) -> None:
         with pytest.raises(ChannelError) as caught:
             await pair.connect()
         assert caught.value.problem is ChannelProblem.REFUSED
+
+
+# What may be sent
+
+
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        (struct.pack("!IB", 5, 2), ChannelProblem.NOT_ACCEPTED),
+        (struct.pack("!IB", 10 << 20, 2), ChannelProblem.NOT_ACCEPTED),
+        (struct.pack("!I", 0), ChannelProblem.NOT_ACCEPTED),
+        (struct.pack("!IB", 101, 1), ChannelProblem.TOO_LARGE),
+        (struct.pack("!IB", 0xFFFFFFFF, 1), ChannelProblem.TOO_LARGE),
+    ],
+)
+async def test_what_is_not_accepted_ends_the_channel_at_its_first_byte(
+    tmp_path: Path, start: bytes, problem: ChannelProblem
+) -> None:
+    """Nothing of it is awaited or kept; what came before is received."""
+    ends: asyncio.Queue[ChannelError] = asyncio.Queue()
+
+    async def serve(channel: Channel) -> None:
+        received.append(await channel.receive())
+        try:
+            await channel.receive()
+        except ChannelError as exc:
+            ends.put_nowait(exc)
+
+    received: list[bytes] = []
+    async with hosts(tmp_path, serve, accepts={1: 100}) as pair:
+        context = plain_client(tmp_path / "client")
+        before = b"\x01" * 100
+        await until_closed(pair.port, context, struct.pack("!I", 100) + before + start)
+        assert (await ends.get()).problem is problem
+        assert received == [before]
+
+
+async def test_kind_that_comes_after_the_size(tmp_path: Path) -> None:
+    async with hosts(tmp_path, accepts={1: 100}) as pair:
+        context = plain_client(tmp_path / "client")
+        reader, writer = await asyncio.open_connection(LOCAL, pair.port, ssl=context)
+        data = struct.pack("!I", 3) + b"\x01ab"
+        for byte in data:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await reader.readexactly(7) == data
+        writer.close()
+
+
+async def test_many_small_messages_let_others_have_their_turn(tmp_path: Path) -> None:
+    count = 5000
+    turns = received = 0
+    ready, all_there = asyncio.Event(), asyncio.Event()
+
+    async def read(channel: Channel) -> None:
+        nonlocal received
+        channel.send_soon(b"ready")
+        await ready.wait()
+        for _ in range(count):
+            await channel.receive()
+            received += 1
+        all_there.set()
+
+    async with hosts(tmp_path, read) as pair:
+        channel = await pair.connect()
+        await channel.receive()
+        for _ in range(count):
+            channel.send_soon(b"small")
+        channel.send_soon(b"last")
+        ready.set()
+        while not all_there.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+        assert received == count
+        assert turns > count // 100
+        await channel.close()
 
 
 # Who is not let in

@@ -31,6 +31,8 @@ class Adoption(Reception):
         channel: Where the offer came from.
     """
 
+    carried = messages.CARRIES_CONNECTIONS
+
     def __init__(
         self, agent: Agent, offer: messages.Offer, history: History, channel: Channel
     ) -> None:

@@ -68,7 +68,11 @@ class BaseAgent(ABC):
     async def __aenter__(self) -> Self:
         messages.prepare_messages()
         self._listener = await listen(
-            str(self._listen_at.host), self._listen_at.port, self._identity, self._serve_source
+            str(self._listen_at.host),
+            self._listen_at.port,
+            self._identity,
+            self._serve_source,
+            messages.FROM_SOURCE,
         )
         return self
 

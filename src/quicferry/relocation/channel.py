@@ -17,7 +17,7 @@ from quicferry.transport import address_from_network
 
 from .errors import ChannelClosed, ChannelError, ChannelProblem
 from .identity import Identity
-from .messages import MAX_MESSAGE_SIZE
+from .messages import MAX_MESSAGE_SIZE, Limits
 from .session import Session
 
 CLOSE_LIMIT = 1.0
@@ -29,6 +29,8 @@ _PIECE = 1 << 18
 _MOST_SENDING = 1 << 20
 _MOST_RECEIVED = 8 << 20
 """Bytes of complete messages that wait to be received until no more are read."""
+_MOST_IN_A_ROW = 64
+"""Messages that are received until others have their turn."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 _USER_TIMEOUT = 10_000
 """Milliseconds until a peer that acknowledges nothing is given up (tcp(7))."""
@@ -40,13 +42,17 @@ class Channel(asyncio.Protocol):
     Args:
         session: Its TLS.
         remote: The peer's address, if it is known already.
+        accepts: What may be received; None for any message.
 
     Attributes:
+        accepts: What may be received from now on. Anything else ends the channel before it is
+            stored or looked at.
         peer: What the peer's certificate calls it; its address until it has shown one.
         heard_at: When it was last heard of, on the clock of the event loop.
     """
 
-    def __init__(self, session: Session, remote: str = "?") -> None:
+    def __init__(self, session: Session, remote: str = "?", accepts: Limits | None = None) -> None:
+        self.accepts = accepts
         self._loop = asyncio.get_running_loop()
         self._session = session
         self._remote = remote
@@ -61,6 +67,7 @@ class Channel(asyncio.Protocol):
         self._buffer = bytearray()
         self._messages: deque[bytes] = deque()
         self._received = 0
+        self._in_a_row = 0
         self._arrived = asyncio.Event()
         self._is_reading = True
         # What is to be sent
@@ -129,11 +136,16 @@ class Channel(asyncio.Protocol):
         Raises:
             ChannelClosed: If there is none any more; the text says why.
         """
+        self._in_a_row += 1
         while not self._messages:
             if self._error is not None:
                 raise self._error.again()
             self._arrived.clear()
+            self._in_a_row = 0
             await self._arrived.wait()
+        if self._in_a_row > _MOST_IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
         message = self._messages.popleft()
         self._received -= len(message)
         if not self._is_reading and self._received <= _MOST_RECEIVED and self._transport:
@@ -210,6 +222,7 @@ class Channel(asyncio.Protocol):
         """Take the end of the connection."""
         reason = f": {reason_of(exc)}" if isinstance(exc, OSError) else ""
         self._end(ChannelProblem.CLOSED, f"the connection is lost{reason}")
+        self._transport = None  # asyncio's cannot always be aborted after its end
         self._gone.set()
 
     def pause_writing(self) -> None:
@@ -254,12 +267,8 @@ class Channel(asyncio.Protocol):
         with memoryview(buffer) as view:
             while len(view) - start >= _SIZE:
                 size = int.from_bytes(view[start : start + _SIZE], "big")
-                if size > MAX_MESSAGE_SIZE:
-                    raise ChannelError(
-                        ChannelProblem.TOO_LARGE,
-                        f"it wants to send {size} bytes in a message, and at most "
-                        f"{MAX_MESSAGE_SIZE} are accepted",
-                    )
+                if not self._may_follow(size, view[start + _SIZE : start + _SIZE + 1]):
+                    break
                 end = start + _SIZE + size
                 if len(view) < end:
                     break
@@ -272,6 +281,31 @@ class Channel(asyncio.Protocol):
             if self._received > _MOST_RECEIVED and self._is_reading and self._transport:
                 self._is_reading = False
                 self._transport.pause_reading()
+
+    def _may_follow(self, size: int, kind: memoryview) -> bool:
+        """Check what a message begins with; return False if that is not known yet.
+
+        Raises:
+            ChannelError: If it is not accepted.
+        """
+        most = MAX_MESSAGE_SIZE
+        if self.accepts is not None:
+            if size and not kind:
+                return False
+            number = kind[0] if size else -1
+            if number not in self.accepts:
+                raise ChannelError(
+                    ChannelProblem.NOT_ACCEPTED,
+                    f"it sends what is not accepted here or now (0x{max(number, 0):02x}); run the "
+                    "same quicferry on both hosts",
+                )
+            most = self.accepts[number]
+        if size > most:
+            raise ChannelError(
+                ChannelProblem.TOO_LARGE,
+                f"it wants to send {size} bytes in a message, and at most {most} are accepted",
+            )
+        return True
 
     def _pump(self) -> None:
         """Send as much of what waits as the network takes."""
@@ -332,6 +366,7 @@ async def connect(
     *,
     timeout: float,  # noqa: ASYNC109
     peer: str | None = None,
+    accepts: Limits | None = None,
 ) -> Channel:
     """Connect to a listener.
 
@@ -344,13 +379,14 @@ async def connect(
         identity: What this host proves itself with.
         timeout: Seconds that all of it may take.
         peer: What its certificate has to name; None for `host`.
+        accepts: What may be received; None for any message.
 
     Raises:
         ChannelError: If that does not succeed.
     """
     remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        channel = Channel(Session.connecting(identity, peer or host), remote)
+        channel = Channel(Session.connecting(identity, peer or host), remote, accepts)
     except ValueError:
         raise ChannelError(
             ChannelProblem.UNREACHABLE, f"{remote}: this is no host; write a name or an IP address"

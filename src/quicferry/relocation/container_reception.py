@@ -51,6 +51,8 @@ class ContainerReception(Reception):
         channel: Where the offer came from.
     """
 
+    carried = messages.CARRIES_CONTAINER
+
     def __init__(
         self,
         agent: ContainerAgent,

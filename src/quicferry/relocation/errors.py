@@ -33,6 +33,7 @@ class ChannelProblem(enum.Enum):
     WRONG_HOST = "the certificate of the peer names another host"
     NOT_TRUSTED_BY_PEER = "the peer does not accept the certificate"
     WRONG_PROTOCOL = "the peer speaks something else"
+    NOT_ACCEPTED = "a message is of a kind that is not accepted"
     TOO_LARGE = "a message is too large"
     CLOSED = "the channel is closed"
 

@@ -16,6 +16,7 @@ from quicferry.transport import address_from_network
 from .channel import Channel, reason_of
 from .errors import ChannelError, ChannelProblem
 from .identity import Identity
+from .messages import Limits
 from .session import Session
 
 logger = logging.getLogger("quicferry.relocation")
@@ -31,7 +32,13 @@ OnChannel = Callable[[Channel], Awaitable[None]]
 """Serves a channel; when it returns, the channel is closed."""
 
 
-async def listen(host: str, port: int, identity: Identity, on_channel: OnChannel) -> Listener:
+async def listen(
+    host: str,
+    port: int,
+    identity: Identity,
+    on_channel: OnChannel,
+    accepts: Limits | None = None,
+) -> Listener:
     """Listen for others.
 
     Args:
@@ -40,11 +47,12 @@ async def listen(host: str, port: int, identity: Identity, on_channel: OnChannel
         identity: What this host proves itself with.
         on_channel: Called with each channel, in a task of its own, which is cancelled when the
             listener is closed.
+        accepts: What may be received from whoever connects; None for any message.
 
     Raises:
         ChannelError: If that is not possible there.
     """
-    listener = Listener(identity, on_channel)
+    listener = Listener(identity, on_channel, accepts)
     try:
         await listener.start(host, port)
     except OSError as exc:
@@ -62,9 +70,13 @@ class Listener:
     Args:
         identity: What this host proves itself with.
         on_channel: Called with each channel.
+        accepts: What may be received from whoever connects; None for any message.
     """
 
-    def __init__(self, identity: Identity, on_channel: OnChannel) -> None:
+    def __init__(
+        self, identity: Identity, on_channel: OnChannel, accepts: Limits | None = None
+    ) -> None:
+        self._accepts = accepts
         self._identity = identity
         self._on_channel = on_channel
         self._server: asyncio.Server | None = None
@@ -98,7 +110,7 @@ class Listener:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self) -> Channel:
-        channel = Channel(Session.accepting(self._identity))
+        channel = Channel(Session.accepting(self._identity), accepts=self._accepts)
         if len(self._strangers) >= MOST_STRANGERS:
             next(iter(self._strangers)).abort()
         self._strangers[channel] = asyncio.create_task(self._serve(channel))

@@ -2,17 +2,19 @@
 
 The source offers, carries and commits; the destination answers. Every message names the handover
 that it belongs to. On the wire it is one byte for the kind, and a MessagePack array of the fields
-in order, whose types and bounds are checked before anything is made of them. What holds secrets or
-data has no `repr` of them.
+in order, whose types and bounds are checked before anything is made of them. Neither end accepts
+what only the other one says, or more bytes than a message of the kind can have; see `limits`. What
+holds secrets or data has no `repr` of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Self
 
 from quicferry.transport import MAX_SNAPSHOT_SIZE, NetworkAddress, SnapshotError
-from quicferry.transport.snapshot_format import Within, pack, prepare, unpack
+from quicferry.transport.snapshot_format import Within, largest, pack, prepare, unpack
 from quicferry.transport.snapshot_records import AddressState
 
 from .errors import MessageError
@@ -27,12 +29,18 @@ HANDOVER_ID_SIZE = 16
 """In bytes, at random."""
 MAX_PIECE = 1 << 20
 """In bytes, of a container's images or memory."""
+MOST_NAMES = 1 << 14
+"""Connections that are named in one list; of more, the first ones are."""
+LONGEST_LEASE = 3600.0
+"""Seconds that a container may be stopped, or its application take to start."""
 
 HandoverId = Annotated[bytes, Within(HANDOVER_ID_SIZE, HANDOVER_ID_SIZE)]
 Count = Annotated[int, Within(0, 1 << 20)]
 Text = Annotated[str, Within(0, MAX_TEXT)]
 Name = Annotated[str, Within(1, 255)]
-Names = Annotated[tuple[Name, ...], Within(0, 1 << 20)]
+ConnectionName = Annotated[str, Within(1, 40)]
+Names = Annotated[tuple[ConnectionName, ...], Within(0, MOST_NAMES)]
+Pem = Annotated[bytes, Within(0, 1 << 14)]
 Data = Annotated[bytes, Within(0, MAX_SNAPSHOT_SIZE)]
 Piece = Annotated[bytes, Within(0, 2 * MAX_PIECE)]
 """A piece of a container; what cannot be compressed may become a little larger."""
@@ -106,10 +114,10 @@ class ContainerOffer(Message):
     address: Name
     connections: Count
     memory: Annotated[int, Within(0, 1 << 50)]
-    lease: Annotated[float, Within(0, 1e6)]
+    lease: Annotated[float, Within(0, LONGEST_LEASE)]
     compression: Name
-    page_certificate: Data = field(repr=False)
-    page_key: Data = field(repr=False)
+    page_certificate: Pem = field(repr=False)
+    page_key: Pem = field(repr=False)
 
     @property
     def has_state(self) -> bool:
@@ -169,7 +177,7 @@ class Carry(Message):
         protocol: What the application protocol knows of it.
     """
 
-    connection_id: Name
+    connection_id: ConnectionName
     connection: Data = field(repr=False)
     protocol: Data = field(repr=False)
 
@@ -303,8 +311,8 @@ class Followed(Message):
     Attributes:
         seconds: Since the destination came to own them.
         completed: How many clients have followed.
-        pending: The connections whose clients have not.
-        lost: The connections that ended before.
+        pending: The connections whose clients have not; the first `MOST_NAMES` of them.
+        lost: The connections that ended before; the first `MOST_NAMES` of them.
     """
 
     seconds: Annotated[float, Within(0, 1e9)]
@@ -321,7 +329,7 @@ class Starting(Message):
         limit: How long that may take, in seconds.
     """
 
-    limit: Annotated[float, Within(0, 1e6)]
+    limit: Annotated[float, Within(0, LONGEST_LEASE)]
 
 
 KINDS: dict[int, type[Message]] = {
@@ -352,6 +360,26 @@ KINDS: dict[int, type[Message]] = {
 """The first byte of a message; the upper half is the destination's."""
 
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
+
+Limits = dict[int, int]
+"""How many bytes a message may have at most, by its first byte. What is absent is refused."""
+
+
+def limits(kinds: Iterable[type[Message]]) -> Limits:
+    """Return the limits for an end that accepts messages of these kinds."""
+    return {_NUMBERS[kind]: min(1 + largest(kind), MAX_MESSAGE_SIZE) for kind in kinds}
+
+
+CARRIES_CONNECTIONS = (Carry, CarryState)
+CARRIES_CONTAINER = (CopyAhead, CarryImage, PageServer)
+FROM_SOURCE = limits(
+    kind
+    for number, kind in KINDS.items()
+    if number < 0x80 and kind not in (*CARRIES_CONNECTIONS, *CARRIES_CONTAINER)
+)
+"""What an agent accepts from everyone; what is large, from the source whose offer it accepted."""
+FROM_DESTINATION = limits(kind for number, kind in KINDS.items() if number >= 0x80)
+"""What a source accepts."""
 
 
 def prepare_messages() -> None:

@@ -39,6 +39,10 @@ PATIENCE = 10.0
 ANSWER_LIMIT = 1.0
 """Seconds after which a commitment without an answer is asked about on another link."""
 
+MOST_ANSWERS = 1000
+"""Messages of an agent on one link. It has ten to say, and how the clients follow twice a second
+for a minute; more would keep the server from its clients."""
+
 _BACKOFF = (0.05, 1.0)
 
 
@@ -302,12 +306,20 @@ class Relocation(ABC):
 
     async def _connect(self, limit: float) -> Channel:
         plan = self._plan
-        return await connect(plan.host, plan.port, self._identity, timeout=limit, peer=plan.peer)
+        return await connect(
+            plan.host,
+            plan.port,
+            self._identity,
+            timeout=limit,
+            peer=plan.peer,
+            accepts=messages.FROM_DESTINATION,
+        )
 
     async def _read(self, channel: Channel) -> None:
         try:
-            while True:
+            for _ in range(MOST_ANSWERS):
                 self._received(messages.decode(await channel.receive()))
+            self._link_lost(channel, f"the agent has said more than {MOST_ANSWERS} things")
         except (ChannelClosed, MessageError) as exc:
             self._link_lost(channel, str(exc))
 

@@ -43,6 +43,9 @@ class Reception(ABC):
         hold: Seconds for which what has arrived is kept for the source to decide.
     """
 
+    carried: tuple[type[Message], ...]
+    """What the source sends, by the technique, when its offer was accepted."""
+
     def __init__(
         self,
         offer: messages.AnyOffer,
@@ -121,6 +124,11 @@ class Reception(ABC):
     def _act(self, actions: Sequence[Do | Message]) -> None:
         for action in actions:
             if isinstance(action, Message):
+                if isinstance(action, messages.Accepted):
+                    self._offered_on.accepts = {
+                        **messages.FROM_SOURCE,
+                        **messages.limits(self.carried),
+                    }
                 self._send(action)
                 continue
             if action is Do.START_LEASE:
@@ -149,8 +157,8 @@ class Reception(ABC):
                 self.handover,
                 seconds=completion.seconds,
                 completed=len(completion.completed),
-                pending=completion.pending,
-                lost=completion.lost,
+                pending=completion.pending[: messages.MOST_NAMES],
+                lost=completion.lost[: messages.MOST_NAMES],
             )
             self._send(self._followed)
             if completion.is_complete or completion.is_final:

@@ -2,7 +2,10 @@
 
 Ten bytes, then one MessagePack map. Its entries are the fields of one dataclass
 (`snapshot_records.Snapshot`); every record inside is an array of its fields in order. Types and
-bounds stand beside the fields, and are checked before anything is made of them.
+bounds stand beside the fields, and are checked before anything is made of them: the reader asks
+for one value after the other, and for an array only where one belongs, of a length that is
+allowed there. So what data costs in time and memory is bounded by its own size, and by
+`MOST_VALUES`, whatever it holds.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import struct
 import types
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -24,11 +27,18 @@ MAGIC = b"QFCS"
 FORMAT_VERSION = 2
 MAX_SNAPSHOT_SIZE = 64 << 20
 """In bytes; a connection that holds more data than that is not frozen."""
+MOST_VALUES = 1 << 21
+"""Values in all lists together; some tenths of a second to read."""
 
 _HEADER = struct.Struct("!4sHI")
 _RecordT = TypeVar("_RecordT")
 _SCALARS = frozenset({int, float, bool, bytes, str, type(None)})
-_Reader = Callable[[object], Any]
+_MALFORMED = (ValueError, OverflowError, msgpack.UnpackException)
+_NIL = 0xC0
+_LONGEST_HEADER = 5
+_LONGEST_SCALAR = 9
+_UNITS = {bytes: 1, str: 4}
+"""Bytes of what `Within` counts."""
 
 
 class SnapshotError(QuicferryError):
@@ -93,16 +103,13 @@ def decode(data: bytes, kind: type[_RecordT], form: Form = CONNECTION) -> _Recor
             f"the snapshot has format version {version}, and this quicferry reads version "
             f"{form.version}; run the same quicferry on both hosts"
         )
-    body = data[_HEADER.size :]
+    body = memoryview(data)[_HEADER.size :]
     if zlib.crc32(body) != checksum:
         raise SnapshotError("the snapshot is damaged or incomplete; transfer it again")
-    content = _unpack(body)
     record: Any = kind
-    if not isinstance(content, dict) or list(content) != [item.name for item in fields(record)]:
-        raise SnapshotError("the snapshot does not hold the fields of a connection")
     problem = ""
     try:
-        result: _RecordT = _reader(record)(list(content.values()))
+        result: _RecordT = _keyed_reader(record)(_Source(body))
     except SnapshotError as exc:
         problem = str(exc)
     if problem:
@@ -113,6 +120,21 @@ def decode(data: bytes, kind: type[_RecordT], form: Form = CONNECTION) -> _Recor
 def prepare(kind: Any) -> None:
     """Get ready to read records of a kind; the first one takes some milliseconds otherwise."""
     _reader(kind)
+    _keyed_reader(kind)
+
+
+def largest(hint: Any) -> int:
+    """Return how many bytes the MessagePack form of a type can take, by the bounds beside it."""
+    origin = get_origin(hint)
+    if origin is Annotated and (kind := get_args(hint)[0]) not in (int, float):
+        most = int(get_args(hint)[1].most)
+        unit = largest(get_args(kind)[0]) if get_origin(kind) is tuple else _UNITS[kind]
+        return _LONGEST_HEADER + most * unit
+    if origin in (Annotated, Union, types.UnionType):
+        return max(largest(arg) for arg in get_args(hint) if not isinstance(arg, Within))
+    if is_dataclass(hint):
+        return _LONGEST_HEADER + sum(largest(field) for _, field in _hints(hint))
+    return _LONGEST_SCALAR
 
 
 def pack(record: Any) -> bytes:
@@ -128,7 +150,9 @@ def unpack(data: bytes | memoryview, kind: type[_RecordT]) -> _RecordT:
         SnapshotError: If it holds none. The text never quotes the content.
     """
     record: Any = kind
-    result: _RecordT = _reader(record)(_unpack(data))
+    source = _Source(data)
+    result: _RecordT = _reader(record)(source)
+    source.end()
     return result
 
 
@@ -161,13 +185,59 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in items]
 
 
-def _unpack(body: bytes | memoryview) -> object:
-    # What msgpack raises holds the content, so it must not become the cause of another error.
-    try:
-        content: object = msgpack.unpackb(body)
-    except (ValueError, OverflowError, msgpack.UnpackException):
-        content = None
-    return content
+class _Source:
+    """What values are read from, one after the other.
+
+    What msgpack raises holds the content, so it must not become the cause of another error.
+    """
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = data
+        self._left = MOST_VALUES
+        self._unpacker = msgpack.Unpacker(
+            None,
+            read_size=1,
+            max_buffer_size=max(1, len(data)),
+            max_array_len=0,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+        self._unpacker.feed(data)
+        self.unpack: Callable[[], Any] = self._unpacker.unpack
+        """Return the next value, which must not be a list; raises one of `_MALFORMED`."""
+
+    def is_nil(self) -> bool:
+        """Return whether the next value is nil."""
+        at: int = self._unpacker.tell()
+        return at < len(self._data) and self._data[at] == _NIL
+
+    def array(self) -> int:
+        """Return the length of an array that begins here, -1 if none does."""
+        return self._header(self._unpacker.read_array_header)
+
+    def map(self) -> int:
+        """Return the length of a map that begins here, -1 if none does."""
+        return self._header(self._unpacker.read_map_header)
+
+    def spend(self, values: int) -> None:
+        """Take note that so many values follow; raises `SnapshotError` if they are too many."""
+        self._left -= values
+        if self._left < 0:
+            raise SnapshotError("has too many values")
+
+    def end(self) -> None:
+        """Check that nothing follows; raises `SnapshotError`."""
+        if self._unpacker.tell() != len(self._data):
+            raise SnapshotError("has something behind its end")
+
+    def _header(self, read: Callable[[], int]) -> int:
+        try:
+            return read()
+        except _MALFORMED:
+            return -1
+
+
+_Reader = Callable[[_Source], Any]
 
 
 @cache
@@ -176,17 +246,26 @@ def _reader(hint: Any) -> _Reader:
     origin = get_origin(hint)
     if origin is Annotated:
         kind, bounds = get_args(hint)
-        return _number(kind, bounds) if kind in (int, float) else _sized(_reader(kind), bounds)
+        if kind in (int, float):
+            return _number(kind, bounds)
+        if get_origin(kind) is tuple:
+            return _listed(get_args(kind)[0], bounds)
+        return _sized(_reader(kind), bounds)
     if origin in (Union, types.UnionType):
         inner = _reader(next(arg for arg in get_args(hint) if arg is not type(None)))
-        return lambda value: None if value is None else inner(value)
+        return lambda source: source.unpack() if source.is_nil() else inner(source)
     if origin is tuple:
-        return _listed(_reader(get_args(hint)[0]))
+        return _listed(get_args(hint)[0], Within(0, MOST_VALUES))
     return _record(hint) if is_dataclass(hint) else _exactly(hint)
 
 
 def _exactly(kind: type) -> _Reader:
-    def read(value: object) -> object:
+    def read(source: _Source) -> object:
+        value: object
+        try:
+            value = source.unpack()
+        except _MALFORMED:
+            value = _Source  # which is of no type that is wanted
         if type(value) is not kind:
             raise SnapshotError("is of the wrong type")
         return value
@@ -196,10 +275,10 @@ def _exactly(kind: type) -> _Reader:
 
 def _number(kind: Any, bounds: Within) -> _Reader:
     least, most = bounds.least, bounds.most
+    inner = _exactly(kind)
 
-    def read(value: Any) -> object:
-        if type(value) is not kind:
-            raise SnapshotError("is of the wrong type")
+    def read(source: _Source) -> object:
+        value: Any = inner(source)
         if not least <= value <= most:
             raise SnapshotError("is out of bounds")
         return value
@@ -210,8 +289,8 @@ def _number(kind: Any, bounds: Within) -> _Reader:
 def _sized(inner: _Reader, bounds: Within) -> _Reader:
     least, most = bounds.least, bounds.most
 
-    def read(value: object) -> object:
-        result = inner(value)
+    def read(source: _Source) -> object:
+        result = inner(source)
         if not least <= len(result) <= most:
             raise SnapshotError("is out of bounds")
         return result
@@ -219,28 +298,78 @@ def _sized(inner: _Reader, bounds: Within) -> _Reader:
     return read
 
 
-def _listed(inner: _Reader) -> _Reader:
-    def read(value: object) -> object:
-        if type(value) is not list:
+def _listed(hint: Any, bounds: Within) -> _Reader:
+    inner, weight = _reader(hint), _weight(hint)
+    least, most = bounds.least, bounds.most
+
+    def read(source: _Source) -> object:
+        length = source.array()
+        if length < 0:
             raise SnapshotError("is not a list")
-        return tuple([inner(item) for item in value])
+        if not least <= length <= most:
+            raise SnapshotError("is out of bounds")
+        source.spend(length * weight)
+        return tuple([inner(source) for _ in range(length)])
 
     return read
 
 
-def _record(kind: Any) -> _Reader:
-    hints = get_type_hints(kind, include_extras=True)
-    names, readers = list(hints), [_reader(hint) for hint in hints.values()]
+@cache
+def _weight(hint: Any) -> int:
+    """Return how many values a value of this type is made of, without those in its lists."""
+    if get_origin(hint) in (Annotated, Union, types.UnionType):
+        return _weight(next(arg for arg in get_args(hint) if arg is not type(None)))
+    if is_dataclass(hint):
+        return sum(_weight(field) for _, field in _hints(hint))
+    return 1
 
-    def read(value: object) -> object:
-        if type(value) is not list or len(value) != len(readers):
-            raise SnapshotError(f"is not a record of {len(readers)} fields")
+
+def _fields(kind: Any) -> Iterator[tuple[str, _Reader]]:
+    """Yield the names and the readers of a record's fields."""
+    for name, hint in _hints(kind):
+        yield name, _reader(hint)
+
+
+def _hints(kind: Any) -> Iterable[tuple[str, Any]]:
+    return get_type_hints(kind, include_extras=True).items()
+
+
+def _record(kind: Any) -> _Reader:
+    members = tuple(_fields(kind))
+
+    def read(source: _Source) -> object:
+        if source.array() != len(members):
+            raise SnapshotError(f"is not a record of {len(members)} fields")
         content: list[object] = []
+        name = ""
         try:
-            for inner, item in zip(readers, value, strict=True):
-                content.append(inner(item))
+            for name, inner in members:  # noqa: B007 (for the error)
+                content.append(inner(source))
         except SnapshotError as exc:
-            raise SnapshotError(f"{names[len(content)]} {exc}") from None
+            raise SnapshotError(f"{name} {exc}") from None
+        return kind(*content)
+
+    return read
+
+
+@cache
+def _keyed_reader(kind: Any) -> _Reader:
+    """Return the function that reads a whole record from a map of its fields in order."""
+    members = tuple(_fields(kind))
+    key = _exactly(str)
+
+    def read(source: _Source) -> object:
+        if source.map() != len(members):
+            raise SnapshotError("it does not hold the fields of a connection")
+        content: list[object] = []
+        for name, inner in members:
+            if key(source) != name:
+                raise SnapshotError("it does not hold the fields of a connection")
+            try:
+                content.append(inner(source))
+            except SnapshotError as exc:
+                raise SnapshotError(f"{name} {exc}") from None
+        source.end()
         return kind(*content)
 
     return read
