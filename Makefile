@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 CODE := src tests conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak fuzz docs build clean
+.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak fuzz siege docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ soak: $(READY) ## hand a server over HANDOVERS times; simulate seeded migrations
 
 fuzz: $(READY) ## feed everything that listens with inputs from a seed (SECONDS=600 SEED=1 TARGETS="messages ...")
 	cd tests && ../$(VENV_PYTHON) -W ignore -m fuzzing --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
+
+siege: $(READY) ## attack servers that have a good client, and see what it notices (SIEGE_ARGS="--seconds 5 rapid-reset ...")
+	$(VENV_PYTHON) -m quicferry.lab.siege $(SIEGE_ARGS)
 
 docs: $(READY) ## draw the state machines from the code, into docs/state-machines.md
 	$(VENV_PYTHON) -m quicferry.lab.machines > $(READY).machines

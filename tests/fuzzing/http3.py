@@ -244,7 +244,7 @@ def play_http3(it: Pair, value: list[Sent], *, is_client: bool) -> Steps:
         if stream_id in ended or theirs.migrating.close_reason is not None:
             continue
         # What the other end has asked not to be sent.
-        with suppress(ValueError, AssertionError):
+        with suppress(ValueError, AssertionError, RuntimeError):
             theirs.connection.send_stream_data(stream_id, piece, ends)
             if ends:
                 ended.add(stream_id)

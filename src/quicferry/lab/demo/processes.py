@@ -66,10 +66,14 @@ class Child:
         words = self._last_words[-1] if self._last_words else "it said nothing on stderr"
         return DemoError(f"the {self.name} {how} before its time: {words}")
 
-    async def end(self) -> None:
-        """End the child: by the end of its input, then by SIGTERM, then by SIGKILL."""
+    def end_input(self) -> None:
+        """Let the child come to its end by itself; what it says until then can be read."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    async def end(self) -> None:
+        """End the child: by the end of its input, then by SIGTERM, then by SIGKILL."""
+        self.end_input()
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
