@@ -13,8 +13,8 @@ import click
 from quicferry import __version__
 from quicferry.cli.help import Elsewhere, Group
 from quicferry.cli.options import address, json_option
+from quicferry.cli.output import Say
 from quicferry.cli.serving import (
-    Say,
     Serving,
     close_server,
     load_application,
@@ -179,7 +179,7 @@ async def _run(
             following = asyncio.create_task(_follow(running, serving, say))
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},
-                f"quicferry {__version__} waits for servers of {serving.application}\n"
+                f"quicferry {__version__} waits for servers of {serving.application}",
                 f"  listening on  {running.address} (TCP), as {identity.name}",
             )
             stopping = asyncio.create_task(stop.asked.wait())
@@ -219,7 +219,8 @@ async def _manage(server: Server, serving: Serving, say: Say) -> None:
                 "address": str(server.address),
                 "management_socket": str(socket),
             },
-            f"  listening on       https://{server.address}/\n  management socket  {socket}",
+            f"  listening on       https://{server.address}/",
+            f"  management socket  {socket}",
         )
         await report_events(server, say)
         await server.wait_closed()

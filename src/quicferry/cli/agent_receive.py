@@ -18,7 +18,8 @@ from quicferry.cli.agent import (
 from quicferry.cli.engines import engine_option
 from quicferry.cli.help import Command
 from quicferry.cli.options import json_option
-from quicferry.cli.serving import Say, say_json, say_text, stop_signals
+from quicferry.cli.output import Say
+from quicferry.cli.serving import say_json, say_text, stop_signals
 from quicferry.protocol import Address
 from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
 
@@ -98,7 +99,7 @@ async def _receive(agent: ContainerAgent, say: Say) -> None:
         async with agent as running:
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},
-                f"quicferry {__version__} waits for containers of {running.engine.name}\n"
+                f"quicferry {__version__} waits for containers of {running.engine.name}",
                 f"  listening on  {running.address} (TCP)",
             )
             following = asyncio.create_task(_follow(running, say))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -19,6 +18,7 @@ from aioquic.quic.logger import QuicLoggerTrace
 from quicferry.cli.help import Group
 from quicferry.cli.options import PROTOCOL_NAMES, Number, json_option, qlog_logger, qlog_option
 from quicferry.cli.options import address as parse_address
+from quicferry.cli.output import say, say_aside, say_object
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import (
     ManagementClient,
@@ -57,7 +57,10 @@ class Session:
 
     def show(self, result: dict[str, Any], *lines: str) -> None:
         """Print a result, as JSON or in words."""
-        click.echo(json.dumps(result) if self.as_json else "\n".join(lines))
+        if self.as_json:
+            say_object(result)
+        else:
+            say(*lines)
 
     def _log(self, event: str, data: dict[str, Any]) -> None:
         if self.trace is not None:
@@ -345,10 +348,9 @@ async def _give_up(session: Session) -> None:
         result = await session.command("abort")
     except ManagementError as exc:
         if exc.code != RelocationErrorCode.NOT_PREPARED.name:  # it has been given up already
-            click.echo(str(exc), err=True)
+            say_aside(str(exc))
     else:
-        for line in describe_announced(result.get("announced", {})):
-            click.echo(line, err=True)
+        say_aside(*describe_announced(result.get("announced", {})))
 
 
 def describe_announced(announced: dict[str, str]) -> list[str]:

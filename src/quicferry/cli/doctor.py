@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 
 import click
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from quicferry.cli.help import Command
 from quicferry.cli.options import json_option
+from quicferry.cli.output import say_object
 from quicferry.relocation.doctor import (
     ENGINES,
     TECHNIQUES,
@@ -79,7 +79,7 @@ def doctor(
     diagnoses = asyncio.run(inspect(chosen) if only_look else examine(chosen))
     if as_json:
         for each in diagnoses:
-            click.echo(json.dumps(_as_json(each)))
+            say_object(_as_json(each))
     else:
         _show(Console(), diagnoses)
     if not healthy(diagnoses, wanted(technique, engine)):

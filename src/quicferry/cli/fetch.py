@@ -26,8 +26,8 @@ from quicferry.cli.options import (
     protocols_option,
     qlog_logger,
     qlog_option,
-    say_aside,
 )
+from quicferry.cli.output import say_aside
 from quicferry.cli.url import parse_url
 from quicferry.client import HttpClient, RequestRejected, request_head
 from quicferry.io import BindError, ConnectFailed, ConnectionLost, TraceError
@@ -240,7 +240,7 @@ def fetch(
                 configuration.load_verify_locations(cafile=str(ca))
             asyncio.run(_fetch(what, configuration))
     except FetchError as exc:
-        click.echo(f"Error: {exc}", err=True)
+        say_aside(f"Error: {exc}")
         sys.exit(exc.status)
 
 
@@ -279,7 +279,7 @@ def _check_request(options: FetchOptions) -> None:
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     for name in left_out:
-        click.echo(f"warning: left out {name}, which HTTP/3 does not have", err=True)
+        say_aside(f"warning: left out {name}, which HTTP/3 does not have")
 
 
 async def _fetch(options: FetchOptions, configuration: Configuration) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from quicferry.cli.output import fit
 from quicferry.protocol import printable
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -78,6 +79,10 @@ class _Printable(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's)
         return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        # An error's own text can have lines; none of them can look like one of the log's.
+        return "\n".join(f"  {fit(line)}" for line in super().formatException(ei).split("\n"))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import click
 
 from quicferry.cli.help import Command
 from quicferry.cli.options import address, json_option
+from quicferry.cli.output import Say
 from quicferry.cli.serve import serve
-from quicferry.cli.serving import Say, say_json, say_text
+from quicferry.cli.serving import say_json, say_text
 from quicferry.protocol import Address
 from quicferry.relocation.image import (
     DEFAULT_BIND,
@@ -254,14 +255,13 @@ def _tell(
         "socket_directory": str(made.socket_directory),
         "next": vars(after),
     }
-    start = "\n    ".join(after.start)
     say(
         described,
-        f"made {', '.join(where.values())}, {made.digest}\n"
-        f"  the server in it runs as user {made.user}\n"
-        f"  start it:\n    {start}\n"
-        f"  see why it does not start:\n    {after.watch}\n"
-        f"  copy it to another host, because both need the same:\n    {after.copy}\n"
-        f"  wait for it there:\n    {after.receive}\n"
-        f"  move it:\n    {after.migrate}",
+        f"made {', '.join(where.values())}, {made.digest}",
+        f"  the server in it runs as user {made.user}",
+        *("  start it:", *(f"    {line}" for line in after.start)),
+        *("  see why it does not start:", f"    {after.watch}"),
+        *("  copy it to another host, because both need the same:", f"    {after.copy}"),
+        *("  wait for it there:", f"    {after.receive}"),
+        *("  move it:", f"    {after.migrate}"),
     )

@@ -11,6 +11,7 @@ import click
 
 from quicferry import __version__
 from quicferry.cli.help import Elsewhere, Group
+from quicferry.cli.output import fit, make_fit, say_aside
 from quicferry.protocol import QuicferryError
 
 INTERRUPTED = 130
@@ -33,10 +34,13 @@ class _Commands(Group):
 def _failing_in_words() -> Iterator[None]:
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
+    except (click.exceptions.Exit, click.Abort):
+        raise
+    except click.ClickException as exc:
+        make_fit(exc)
         raise
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        say_aside("interrupted")
         raise click.exceptions.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise  # click ends without a word, as is usual where nobody reads the output any more
@@ -44,12 +48,12 @@ def _failing_in_words() -> Iterator[None]:
         raise click.ClickException(str(exc)) from exc
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename is not None else ""
-        raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
+        raise click.ClickException(fit(f"{where}{exc.strerror or exc}")) from exc
     except Exception as exc:
         logging.getLogger("quicferry").debug("internal error", exc_info=exc)
         raise click.ClickException(
-            f"internal error: {type(exc).__name__}: {exc} "
-            "(--log-level debug shows where it comes from)"
+            fit(f"internal error: {type(exc).__name__}: {exc}")
+            + " (--log-level debug shows where it comes from)"
         ) from exc
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 from contextlib import suppress
@@ -32,8 +31,8 @@ from quicferry.cli.options import (
     Number,
     address,
     json_option,
-    say_aside,
 )
+from quicferry.cli.output import say, say_aside, say_object
 from quicferry.protocol import Address, QuicferryError
 from quicferry.relocation import Compression, Outcome, Running, Technique
 from quicferry.relocation.container import DEFAULT_LEASE
@@ -295,16 +294,16 @@ class _Teller:
         if event["event"] == "StepEnded":
             self._ended.add(event["step"])
         if self._as_json:
-            click.echo(json.dumps(event))
+            say_object(event)
         elif event["event"] == "StepEnded":
-            click.echo(f"{event['step']:<9} {event['seconds'] * 1000:9.1f} ms", err=True)
+            say_aside(f"{event['step']:<9} {event['seconds'] * 1000:9.1f} ms")
         elif event["event"] == "DestinationStarts":
             text = f"the agent starts the application, for {event['seconds']:g} s at most"
             loop = asyncio.get_running_loop()
-            self._slow = loop.call_later(_SLOW, lambda: click.echo(text, err=True))
+            self._slow = loop.call_later(_SLOW, say_aside, text)
         elif event["event"] == "StepWaits":
             step = event["step"]
-            click.echo(f"{step} waits: press Enter to go on, or Ctrl-C to go back", err=True)
+            say_aside(f"{step} waits: press Enter to go on, or Ctrl-C to go back")
 
     def report(self, report: dict[str, Any]) -> None:
         """Tell what has become of it."""
@@ -312,10 +311,10 @@ class _Teller:
             if step not in self._ended:  # the report has overtaken it
                 self.event({"event": "StepEnded", "step": step, "seconds": seconds})
         if self._as_json:
-            click.echo(json.dumps(report))
+            say_object(report)
         else:
-            for line in _describe(report):
-                click.echo(line, err=report["outcome"] != Outcome.COMMITTED.value)
+            tell = say if report["outcome"] == Outcome.COMMITTED.value else say_aside
+            tell(*_describe(report))
 
 
 async def _migrate(socket: Path, fields: dict[str, Any], teller: _Teller) -> dict[str, Any]:
@@ -380,7 +379,7 @@ async def _abort(management: ManagementClient) -> None:
     try:
         await management.command("abort")
     except ManagementError as exc:
-        click.echo(str(exc), err=True)
+        say_aside(str(exc))
 
 
 def _host_and_port(agent: str) -> tuple[str, int]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +22,7 @@ from rich.progress import (
 )
 
 from quicferry.cli.enter import Enter
-from quicferry.cli.options import say_aside
+from quicferry.cli.output import say_aside
 from quicferry.protocol import Address, protocol_from_name
 from quicferry.relocation import (
     Compression,
@@ -130,7 +129,7 @@ async def migrate_container(
 
 def _abort(relocation: ContainerRelocation) -> None:
     if not relocation.abort("it was aborted"):
-        click.echo("the relocation cannot be aborted any more", err=True)
+        say_aside("the relocation cannot be aborted any more")
 
 
 class _Pace:

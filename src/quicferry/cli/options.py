@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -181,9 +181,3 @@ def open_secrets_log() -> TextIO | None:
     except OSError as exc:
         raise SecretsLogError(exc) from exc
     return _SecretsLog(os.fdopen(descriptor, "wb", buffering=0), write_through=True)
-
-
-def say_aside(text: str) -> None:
-    """Tell people something; that nobody hears it changes nothing."""
-    with suppress(OSError):
-        click.echo(text, err=True)

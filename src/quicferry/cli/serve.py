@@ -13,8 +13,8 @@ import quicferry
 from quicferry import __version__
 from quicferry.cli.help import Command
 from quicferry.cli.options import address
+from quicferry.cli.output import Say
 from quicferry.cli.serving import (
-    Say,
     Serving,
     Stop,
     close_server,
@@ -113,9 +113,9 @@ async def _serve(serving: Serving, binds: tuple[Address, ...], application: Any,
                     "certificate": str(certificate),
                     "pid": os.getpid(),
                 },
-                f"quicferry {__version__} serves {serving.application}\n"
-                + "".join(f"  listening on       https://{each}/\n" for each in server.addresses)
-                + f"  management socket  {socket}",
+                f"quicferry {__version__} serves {serving.application}",
+                *(f"  listening on       https://{each}/" for each in server.addresses),
+                f"  management socket  {socket}",
             )
             await _until_stopped(server, stop, say)
         say({"event": "stopped"}, "stopped")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
-import json
 import logging
 import os
 import signal
@@ -30,8 +29,8 @@ from quicferry.cli.options import (
     protocols_option,
     qlog_logger,
     qlog_option,
-    say_aside,
 )
+from quicferry.cli.output import Say, say_aside, say_object
 from quicferry.io import DEFAULT_MAX_HALF_OPEN
 from quicferry.protocol import MigrationAddress, MigrationProtocol, ServerMigration
 from quicferry.server import (
@@ -276,10 +275,9 @@ def make_configuration(
     if certificate is None or key is None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quicferry-")))
         certificate, key = _make_certificate(hosts, folder)
-        click.echo(
+        say_aside(
             "warning: no certificate was given, so a self-signed one was made; "
-            f"clients must trust it (--ca {certificate}) or trust anyone (--insecure)",
-            err=True,
+            f"clients must trust it (--ca {certificate}) or trust anyone (--insecure)"
         )
     configuration = Configuration(
         is_client=False,
@@ -306,23 +304,18 @@ def set_apart_what_is_loaded() -> None:
     working_memory.set_apart()
 
 
-Say = Callable[[dict[str, Any], str], None]
-"""Tells about something: as an object for programs, and in words for people."""
-
-
-def say_json(event: dict[str, Any], text: str) -> None:
+def say_json(event: dict[str, Any], *lines: str) -> None:
     """Tell programs; a server goes on without those that hear no more."""
     try:
-        click.echo(json.dumps(event))
+        say_object(event)
     except OSError as exc:
         logger.warning("cannot write standard output: %s; nothing more is", exc.strerror)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
 
 
-def say_text(event: dict[str, Any], text: str) -> None:
+def say_text(event: dict[str, Any], *lines: str) -> None:
     """Tell people."""
-    if text:
-        say_aside(text)
+    say_aside(*filter(None, lines))
 
 
 class Stop:

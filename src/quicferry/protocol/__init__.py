@@ -40,6 +40,7 @@ from .frames import (
     decode_frame,
     encode_body,
 )
+from .logs import escape_logs
 from .options import ClientMigration, Policy, Scheduler, ServerMigration
 from .server import ServerMachine
 from .suite import (
@@ -106,3 +107,5 @@ __all__ = [
     "protocol_name",
     "refusal",
 ]
+
+escape_logs()

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import enum
 
+from .text import printable
+
 
 class QuicferryError(Exception):
-    """The root of all errors that quicferry raises; its text says what to do about it."""
+    """The root of all errors that quicferry raises; its text says what to do about it.
+
+    A peer may have chosen a part of the text, so what is not printable in it is escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), None)
 
 
 class ConnectionErrorCode(enum.IntEnum):
