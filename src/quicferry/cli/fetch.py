@@ -275,7 +275,8 @@ def _options(
 def _check_request(options: FetchOptions) -> None:
     """Refuse what HTTP/3 does not allow, and say what it has no use for."""
     try:
-        _, left_out = request_head(options.method, options.path, options.host, options.headers)
+        # The host is looked at where it is resolved.
+        _, left_out = request_head(options.method, options.path, "localhost", options.headers)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     for name in left_out:
