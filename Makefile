@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 CODE := src tests conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance bench soak fuzz siege docs build clean
+.PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance mutants bench soak fuzz siege docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,9 @@ format: $(READY) ## format the code, and mend what can be mended
 conformance: $(READY) ## run aioquic's own tests on quicferry's connection, migration off and on
 	$(VENV_PYTHON) conformance/run.py $(CONFORMANCE_ARGS)
 
+mutants: $(READY) ## try mistakes in the code: do the tests notice? (hours; PART=protocol, MUTANTS_ARGS="--again")
+	PYTHONPATH=tests nice -n 10 $(VENV_PYTHON) -m mutants $(PART) $(MUTANTS_ARGS)
+
 bench: $(READY) ## measure (BENCH_ARGS="...")
 	$(VENV_PYTHON) -m quicferry.lab.bench $(BENCH_ARGS)
 
@@ -79,5 +82,5 @@ build: $(READY) ## build the source distribution and the wheel into dist/
 	$(VENV_PYTHON) -m build --quiet
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) build dist src/*.egg-info .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info .conformance .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

@@ -527,3 +527,59 @@ def test_another_machine_goes_on_as_this_one_would(options: ServerMigration) -> 
             actions = result if isinstance(result, list) else []
     # With a pool nothing is announced that could be withdrawn.
     assert states == set(State) - ({State.WITHDRAWING, State.QUEUED} if options.pool else set())
+
+
+# What a second layer, or the first time, would hide
+
+
+def test_without_connection_ids_nothing_is_ready() -> None:
+    machine = ServerMachine(ServerMigration(), ALL_PROTOCOLS, 4)
+    machine.imminent(SYMMETRIC, None, HOME)
+    assert machine.state is State.PREPARING
+
+
+def test_where_the_server_is_need_not_be_known() -> None:
+    server = DrivenServer()
+    server.imminent(EXPLICIT, AWAY, current=None)
+    assert server.frames == [announced(AWAY)]
+
+
+def test_an_announcement_that_is_acknowledged_twice_is_reported_once() -> None:
+    """It was sent twice, since the first acknowledgement was late."""
+    server = DrivenServer(connection_ids=False)
+    server.imminent(EXPLICIT, AWAY)
+    server.acknowledged(server.frames[0])
+    assert server.state == "PREPARING"
+    server.acknowledged(server.frames[0])
+    assert server.events == [ServerMigrationAcknowledged(MigrationAddress.of(AWAY))]
+
+
+def test_an_announcement_that_was_acknowledged_is_not_sent_again() -> None:
+    server = DrivenServer(connection_ids=False)
+    server.imminent(EXPLICIT, AWAY)
+    server.acknowledged(server.frames[0])
+    assert server.lost(server.frames[0]) == []
+
+
+def test_each_migration_has_its_own_word_and_its_own_end() -> None:
+    server = DrivenServer(SYMMETRIC)
+    for _ in range(3):
+        server.imminent(SYMMETRIC)
+        server.switch()
+        server.acknowledged(MIGRATED)
+        server.acknowledged(MIGRATED)
+        assert server.machine.protocol is SYMMETRIC
+        server.response_acknowledged()
+        assert server.machine.protocol is None
+    assert server.events.count(ServerMigratedAcknowledged()) == 3
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_another_machine_goes_on_with_the_family(family: int) -> None:
+    before = DrivenServer(family=family)
+    after = ServerMachine(ServerMigration(), ALL_PROTOCOLS, 10 - family)
+    after.resume(before.machine.export())
+    assert after.obstacle(EXPLICIT, BOTH, None) is None
+    assert after.export() == before.machine.export()
+    wrong = MigrationAddress.of(AWAY6 if family == 4 else AWAY)
+    assert after.obstacle(EXPLICIT, wrong, None) is ERROR.INVALID_ADDRESS

@@ -207,7 +207,6 @@ class ClientMachine:
         """
         if not self._negotiated:
             raise _violation(f"{frame.type.name}, but server migration was not negotiated")
-        self._newest_packet = max(self._newest_packet, packet_number)
         if isinstance(frame, PoolMigrationAddressFrame):
             self._return_if_from_home(source, is_newest)
             self._pool_address(frame)
@@ -224,7 +223,7 @@ class ClientMachine:
 
     def packet_received(self, source: Address, packet_number: int) -> list[Action]:
         """Handle a non-probing packet that is the highest-numbered one so far."""
-        self._newest_packet = max(self._newest_packet, packet_number)
+        self._newest_packet = packet_number
         self._packet(source)
         return self.take_actions()
 
@@ -488,7 +487,6 @@ class ClientMachine:
         self.home = self._moved_to
         self._moved_to = None
         self._announced = None
-        self._is_withdrawn = False
         self._has_migrated = True
         # What led here is older than this: a late copy of it must not start again.
         self._newest_state_packet = self._newest_packet

@@ -1,0 +1,1 @@
+"""Mutation testing: are mistakes in the code noticed by the tests? `make mutants PART=...`."""
