@@ -15,6 +15,7 @@ from quicferry.io import (
     AddressValidation,
     ConnectFailed,
     ConnectionLost,
+    ConnectionProtocol,
     HandshakeCounts,
     Handshakes,
     StatelessReset,
@@ -259,6 +260,30 @@ async def test_one_failing_connection_leaves_the_others_alone(
         assert (await first.wait_lost()).error_code == QuicErrorCode.INTERNAL_ERROR
         assert "this connection fails" in caplog.text
         assert await echo(second, b"lives") == b"lives"
+
+
+async def test_a_connection_id_is_known_as_soon_as_it_has_been_sent() -> None:
+    """It was taken for one of a connection that is gone, until the server had heard more."""
+
+    link = Filter()
+
+    class Eager(ConnectionProtocol):
+        has_changed = False
+
+        def receive(self, data: bytes, addr: Any) -> None:
+            super().receive(data, addr)
+            if not self.has_changed and self.connection.spare_connection_ids:
+                self.has_changed = True
+                before = self.connection._peer_cid.cid
+                link.drops_sent = lambda data, addr: data[1:9] == before  # it is overtaken
+                self.connection.change_connection_id()
+
+    async with (
+        Running(resets=StatelessReset(SECRET)) as running,
+        running.connect(create_protocol=Eager, wrap_transport=link) as client,
+    ):
+        assert await echo(client, b"at once") == b"at once"
+        assert client.has_changed
 
 
 async def test_connections_are_forgotten() -> None:

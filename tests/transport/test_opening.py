@@ -51,6 +51,9 @@ def test_frames_in_any_order(seed: int) -> None:
         (crypto_frame(0, HELLO) + ACK, Opening.BEGINNING),  # its error is the connection's
         (crypto_frame(100, HELLO[100:]), Opening.LATER_PART),
         (crypto_frame(100, HELLO[100:]) + PING, Opening.LATER_PART),
+        (crypto_frame(16000, bytes(384)), Opening.LATER_PART),
+        (crypto_frame(16000, bytes(385)), Opening.NOTHING),
+        (crypto_frame((1 << 62) - 1, b"x"), Opening.NOTHING),
         (crypto_frame(100, b""), Opening.NOTHING),
         (crypto_frame(0, b""), Opening.NOTHING),
         (crypto_frame(0, b"\x02" + HELLO[1:]), Opening.NOTHING),

@@ -339,6 +339,7 @@ class ConnectionProtocol(QuicConnectionProtocol):
         terminated: Callable[[], None],
     ) -> None:
         """Call these when a connection ID is issued or retired, and at the connection's end."""
+        self.connection.on_connection_id_sent = issued
         self._connection_id_issued_handler = issued
         self._connection_id_retired_handler = retired
         self._connection_terminated_handler = terminated

@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from aioquic import tls
 from aioquic._crypto import CryptoError
-from aioquic.buffer import Buffer
+from aioquic.buffer import UINT_VAR_MAX, Buffer
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     END_STATES,
     EPOCHS,
+    QuicConnectionError,
     QuicConnectionId,
     QuicConnectionState,
     QuicNetworkPath,
@@ -63,6 +64,7 @@ from .connection_ids import PeerConnectionIds
 from .contract import FRAME_HANDLERS, check_contract
 from .key_age import KeyAge
 from .negotiation import Negotiation, close_with
+from .opening import LONGEST_CLIENT_HANDSHAKE
 from .qlog import encode_frame, log_event
 from .recovery import MigratingRecovery, NumberedWindow, PathEstimate
 from .seal import Seal
@@ -80,6 +82,9 @@ _ONE_RTT_ONLY = EPOCHS("1")
 _CHALLENGE_AND_MORE = 120
 
 _UNCHANGED = nullcontext()
+
+_LONGEST_MESSAGE = 256 * 1024
+"""Bytes of a TLS message: a server's certificates are the longest."""
 
 _SMALLEST_RESET = 21
 """Bytes: a smaller datagram is no stateless reset (RFC 9000 10.3)."""
@@ -112,6 +117,8 @@ class Connection(Negotiation, StreamControl):
             server migration is off for this connection.
         server_address: The local address of a server, where it is known; its endpoint sets it.
         peer_connection_ids: The supply of the peer's connection IDs.
+        on_connection_id_sent: Called with each connection ID that the peer is given, before it can
+            use it. The event comes when events are asked for the next time.
     """
 
     def __init__(
@@ -147,6 +154,7 @@ class Connection(Negotiation, StreamControl):
         self._seal = Seal()
         self._key_age = KeyAge()
         self._derive_reset_token: Callable[[NetworkAddress, bytes], bytes] | None = None
+        self.on_connection_id_sent: Callable[[bytes], None] = _ignore
         self._first_secrets: dict[tls.Direction, bytes] = {}
         if self._options is not None:
             self._loss: MigratingRecovery = MigratingRecovery(
@@ -569,6 +577,24 @@ class Connection(Negotiation, StreamControl):
                 self, self._options, self.negotiated, home, self.peer_connection_ids
             )
 
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        # What is kept of a handshake is bounded (RFC 9000 7.5), and so is a TLS message: aioquic
+        # copies all of it for each frame. All that a client has to say is two messages.
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        is_long = LONGEST_CLIENT_HANDSHAKE < end <= UINT_VAR_MAX and not self._is_client
+        if not is_long:
+            super()._handle_crypto_frame(context, frame_type, buf)
+        if is_long or len(self.tls._receive_buffer) > _LONGEST_MESSAGE:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase="too much crypto buffering",
+            )
+
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
@@ -795,6 +821,12 @@ class Connection(Negotiation, StreamControl):
         datagrams = super()._send_probing_frames(network_path, now)
         return datagrams
 
+    def _write_new_connection_id_frame(
+        self, builder: QuicPacketBuilder, connection_id: QuicConnectionId
+    ) -> None:
+        super()._write_new_connection_id_frame(builder, connection_id)
+        self.on_connection_id_sent(connection_id.cid)
+
     def _write_path_challenge_frame(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath
     ) -> None:
@@ -852,6 +884,10 @@ class Connection(Negotiation, StreamControl):
             reason_phrase=f"server migration failed: {code.name}",
         )
         return MigrationError(code)
+
+
+def _ignore(connection_id: bytes) -> None:
+    """Do nothing about a connection ID."""
 
 
 def _migration_address(address: Address | MigrationAddress | None) -> MigrationAddress | None:

@@ -27,7 +27,7 @@ _CONNECTION = """
     _abandon_path_validation _add_network_path _close_at _close_begin _close_end _close_event
     _close_pending _confirm_handshake _cryptos _datagrams_pending _events _find_preferred_address
     _flush_builder
-    _consume_peer_cid
+    _consume_peer_cid _handle_crypto_frame
     _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
     _initialize _is_client _local_active_connection_id_limit _local_initial_source_connection_id
     _loss _loss_at
@@ -119,7 +119,7 @@ def check_contract() -> None:
         ("CryptoPair", CryptoPair(), "_update_key_requested recv send"),
         ("CryptoContext", CryptoContext(), "cipher_suite decrypt_packet key_phase secret setup"),
         ("Limit", Limit(0, "", 0), "sent used value"),
-        ("Context", Context(is_client=False), "alpn_negotiated state"),
+        ("Context", Context(is_client=False), "_receive_buffer alpn_negotiated state"),
     ]
     missing = [
         f"{name}.{attribute}"

@@ -23,6 +23,9 @@ from aioquic.quic.packet import (
 SHORTEST_CHOSEN_CID = 8
 """Bytes of the connection ID that a client has to choose for its server (RFC 9000 7.2)."""
 
+LONGEST_CLIENT_HANDSHAKE = 16 * 1024
+"""Bytes of CRYPTO frames that a client may send on one level. ClientHellos have two thousand."""
+
 _CLIENT_HELLO = 1
 # Packets of a datagram that are looked at. Clients send two at most: Initial and 0-RTT.
 _MOST_COALESCED = 4
@@ -93,6 +96,8 @@ def _crypto_in(payload: bytes) -> Opening:
                 case QuicFrameType.CRYPTO:
                     offset, length = buf.pull_uint_var(), buf.pull_uint_var()
                     part = buf.pull_bytes(length)
+                    if offset + length > LONGEST_CLIENT_HANDSHAKE:
+                        return Opening.NOTHING
                     if offset:
                         found = Opening.LATER_PART if part else found
                     elif part:
