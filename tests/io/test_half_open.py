@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aioquic.buffer import Buffer
+from aioquic.quic.packet import pull_quic_header
 from initials import HELLO, crypto_frame, first_flight, initial, is_refusal, noise, pieces
-from loopback import Filter, client_configuration, server_configuration
+from loopback import Filter, at, client_configuration, server_configuration
 from routed import UNTIL, Running, echo, exchange
 from strangers import knock, knock_with_token, stranger
 
-from quicferry.io import ConnectionProtocol, HandshakeCounts, QlogDirectory, half_open
+from quicferry.io import (
+    ConnectionProtocol,
+    HandshakeCounts,
+    QlogDirectory,
+    UdpSocket,
+    half_open,
+)
 from quicferry.io.half_open import MOST_LATER_PARTS
+from quicferry.io.knocks import Knock, Knocks
 from quicferry.transport import Connection
 
 
@@ -27,6 +36,13 @@ def traces(folder: Path) -> int:
 def live(kind: type[object]) -> int:
     gc.collect()
     return sum(isinstance(each, kind) for each in gc.get_objects())
+
+
+async def turns(running: Running) -> None:
+    """Wait until all that have knocked have had their turn."""
+    for _ in range(running.router.waiting):
+        await asyncio.sleep(0)
+    assert not running.router.waiting
 
 
 async def assert_welcome(running: Running, **arguments: Any) -> None:
@@ -118,6 +134,7 @@ async def test_parts_with_gaps_and_in_any_order() -> None:
         assert await it.send([packet(3), packet(1), packet(1)]) == []
         assert not running.router.protocols
         await it.send([packet(0)])
+        await turns(running)
         [protocol] = running.router.protocols
         hello = b"\x02"  # the first byte of a ServerHello is sent only when the whole is there
         assert not sent(protocol).startswith(hello)
@@ -162,6 +179,7 @@ async def test_forged_addresses_get_no_further_than_a_tenth() -> None:
                 await it.send(knock() for _ in range(15))
         counts = running.router.handshake_counts
         assert counts == HandshakeCounts(half_open=5, retried=295)
+        await turns(running)
         assert len(running.router.protocols) == 6
         await assert_welcome(running)
         assert counts.retried == 296
@@ -189,7 +207,53 @@ async def test_the_bound_holds_for_many_addresses() -> None:
                     await it.send([knock()])  # there is room for one without proof
         counts = running.router.handshake_counts
         assert counts == HandshakeCounts(half_open=12, retried=19, refused=8)
+        await turns(running)
         assert len(running.router.protocols) == 12
+
+
+async def test_who_is_connected_does_not_wait_for_all_that_knock() -> None:
+    """The last datagram of a burst is answered when hardly any connection has been made."""
+    async with Running(max_half_open=1000) as running, stranger(running.port) as it:
+        await it.send(knock() for _ in range(30))
+        assert running.router.waiting > 15
+        await turns(running)
+        assert len(running.router.protocols) == 30
+
+
+async def test_what_comes_meanwhile_is_not_lost() -> None:
+    first, second = pieces(HELLO, 100)
+    parts = [
+        initial(each, destination=b"8 bytes.", number=n) for n, each in enumerate((first, second))
+    ]
+    async with Running() as running, stranger(running.port) as it:
+        await it.send([*(knock() for _ in range(20)), *parts])
+        assert running.router.handshake_counts == HandshakeCounts(half_open=21)
+        await turns(running)
+        [protocol] = [
+            each
+            for each in running.router.protocols
+            if each.connection.original_destination_connection_id == b"8 bytes."
+        ]
+        assert sent(protocol).startswith(b"\x02")
+
+
+def test_networks_take_turns() -> None:
+    here = UdpSocket.bind(at("127.0.0.1", 0))
+
+    def one(host: str, port: int) -> Knock:
+        data = knock()
+        header = pull_quic_header(Buffer(data=data), host_cid_length=8)
+        return Knock(here, data, header, (host, port), None, None)
+
+    knocks = Knocks()
+    sources = [("192.0.2.1", port) for port in range(4)]
+    sources += [("2001:db8::1", 0), ("2001:db8::2", 1), ("192.0.2.2", 0), ("::ffff:192.0.2.2", 1)]
+    for source in sources:
+        knocks.put(one(*source))
+    order = [knocks.take().source for _ in range(len(knocks))]
+    assert order == [sources[each] for each in (0, 4, 6, 1, 5, 7, 2, 3)]
+    assert not knocks
+    here.close()
 
 
 async def test_a_complete_handshake_makes_room() -> None:
@@ -220,6 +284,7 @@ async def test_a_handshake_has_its_time(
         cids = [await knock_with_token(it) or b"" for _ in range(3)] if is_validated else []
         if not is_validated:
             await it.send(knock() for _ in range(3))
+        await turns(running)
         for protocol in opened:
             await protocol.wait_closed()
         counts = running.router.handshake_counts
@@ -242,6 +307,7 @@ async def test_a_handshake_that_fails_is_forgotten() -> None:
         await it.send(initial(broken, destination=os.urandom(8)) for _ in range(30))
         counts = running.router.handshake_counts
         assert (counts.half_open, counts.retried) == (5, 25)
+        await turns(running)
         for protocol in list(running.router.protocols):
             await protocol.wait_closed()
         assert counts.half_open == 0

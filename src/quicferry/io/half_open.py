@@ -8,6 +8,8 @@ may not be its own. So what is kept is bounded:
 - One validated address has `1/ONE_ADDRESS` of the bound at most, and all together have the bound.
   What is over that is refused.
 - A handshake that takes longer than `HANDSHAKE_DEADLINE` is given up.
+
+How much time they may take of those that are connected already is the matter of `knocks`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import asyncio
 import enum
 from collections import Counter
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
 from quicferry.transport import NetworkAddress
 
+from .knocks import Knock, Knocks, network_of
 from .protocol import ConnectionProtocol
 
 DEFAULT_MAX_HALF_OPEN = 1000
@@ -33,9 +35,6 @@ HANDSHAKE_DEADLINE = 10.0
 
 MOST_LATER_PARTS = 64
 """Datagrams with a later part of a ClientHello that are held until its beginning comes."""
-
-_SITE = 64
-"""Bits of an IPv6 address that one site has for itself (RFC 6177)."""
 
 
 class Verdict(enum.Enum):
@@ -51,7 +50,7 @@ class HandshakeCounts:
     """Handshakes of a server, as its operator sees them.
 
     Attributes:
-        half_open: Connections whose handshake is under way, now.
+        half_open: Connections whose handshake is under way, now, or is about to begin.
         refused: Attempts answered with CONNECTION_REFUSED: too many are half-open, or the server is
             about to move.
         retried: Retry packets sent.
@@ -87,8 +86,18 @@ class HalfOpen:
         self._loop = asyncio.get_running_loop()
         # In the order of their deadlines, each with who has proved to be its client
         self._open: dict[ConnectionProtocol, tuple[float, bytes | None]] = {}
-        self._of_source: Counter[bytes] = Counter()
+        self._knocks = Knocks()
+        self._of_network: Counter[bytes] = Counter()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._knocks)
+
+    def is_waiting(self, name: tuple[bytes, NetworkAddress]) -> bool:
+        """Whether the connection waits for its turn that a datagram belongs to."""
+        return name in self._knocks
 
     def judge(self, source: NetworkAddress, *, is_validated: bool) -> Verdict:
         """Return what becomes of a client.
@@ -98,21 +107,37 @@ class HalfOpen:
             is_validated: Whether it has proved that it receives what is sent there.
         """
         if not is_validated:
-            many = len(self._open) >= self._most // RETRY_FROM
+            many = self.counts.half_open >= self._most // RETRY_FROM
             return Verdict.RETRY if many or self._always_retry else Verdict.ADMIT
-        of_this = self._of_source[_who(source)]
-        is_full = len(self._open) >= self._most or of_this >= max(1, self._most // ONE_ADDRESS)
+        of_this = self._of_network[network_of(source)]
+        is_full = self.counts.half_open >= self._most
+        is_full = is_full or of_this >= max(1, self._most // ONE_ADDRESS)
         return Verdict.REFUSE if is_full else Verdict.ADMIT
 
-    def add(
-        self, protocol: ConnectionProtocol, source: NetworkAddress, *, is_validated: bool
-    ) -> None:
+    def wait(self, knock: Knock) -> None:
+        """Let one wait for its turn."""
+        self._knocks.put(knock)
+        if knock.original is not None:
+            self._of_network[network_of(knock.source)] += 1
+        self._count()
+
+    def take(self) -> Knock | None:
+        """Return whose turn it is, if anyone waits; it counts no more, unless it is added."""
+        if not self._knocks:
+            return None
+        knock = self._knocks.take()
+        if knock.original is not None:
+            self._forget(network_of(knock.source))
+        self._count()
+        return knock
+
+    def add(self, protocol: ConnectionProtocol, knock: Knock) -> None:
         """Take note of a connection whose handshake begins."""
-        who = _who(source) if is_validated else None
+        who = None if knock.original is None else network_of(knock.source)
         self._open[protocol] = (self._loop.time() + HANDSHAKE_DEADLINE, who)
         if who is not None:
-            self._of_source[who] += 1
-        self.counts.half_open = len(self._open)
+            self._of_network[who] += 1
+        self._count()
         protocol.on_connected(lambda: self.remove(protocol))
         self._arm()
 
@@ -120,17 +145,25 @@ class HalfOpen:
         """Take note of one whose handshake is complete, or that has ended; others do not matter."""
         _, who = self._open.pop(protocol, (0.0, None))
         if who is not None:
-            self._of_source[who] -= 1
-            if not self._of_source[who]:
-                del self._of_source[who]
-        self.counts.half_open = len(self._open)
+            self._forget(who)
+        self._count()
 
     def close(self) -> None:
         """Forget all of them."""
         self._open.clear()
-        self._of_source.clear()
+        self._knocks = Knocks()
+        self._of_network.clear()
+        self._count()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _count(self) -> None:
+        self.counts.half_open = len(self._open) + len(self._knocks)
+
+    def _forget(self, network: bytes) -> None:
+        self._of_network[network] -= 1
+        if not self._of_network[network]:
+            del self._of_network[network]
 
     def _arm(self) -> None:
         if self._timer is None and self._open:
@@ -167,11 +200,3 @@ class LaterParts:
         held = self._held.pop((connection_id, source), [])
         self._count -= len(held)
         return held
-
-
-def _who(source: NetworkAddress) -> bytes:
-    """Return what one client of a network cannot easily have many of."""
-    host = ip_address(source[0])
-    if isinstance(host, IPv6Address) and host.ipv4_mapped is None:
-        return host.packed[: _SITE // 8]
-    return host.packed

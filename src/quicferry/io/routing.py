@@ -47,6 +47,7 @@ from .half_open import (
     LaterParts,
     Verdict,
 )
+from .knocks import Knock
 from .protocol import ConnectionProtocol
 from .stateless import (
     AddressValidation,
@@ -167,6 +168,11 @@ class ConnectionRouter:
         """How many handshakes are under way, and what became of others."""
         return self._half_open.counts
 
+    @property
+    def waiting(self) -> int:
+        """How many new clients wait for their connection."""
+        return self._half_open.waiting
+
     def berth(self, protocol: ConnectionProtocol) -> Berth:
         """Return where a connection is."""
         return self._berths[protocol]
@@ -252,7 +258,7 @@ class ConnectionRouter:
     def _route(
         self, socket: UdpSocket, data: bytes, addr: NetworkAddress, host: str | None
     ) -> ConnectionProtocol | None:
-        """Return the connection that a datagram belongs to; it may come into being here."""
+        """Return the connection that a datagram belongs to."""
         if data and not data[0] & _LONG_HEADER:
             cid = data[1 : 1 + self.configuration.connection_id_length]
             if (protocol := self._routes.get(cid)) is None:
@@ -275,11 +281,9 @@ class ConnectionRouter:
         if header.destination_cid in self._routes:
             return self._routes[header.destination_cid]
         if header.packet_type == QuicPacketType.INITIAL:
-            opened = self._open(socket, data, header, addr, host)
-            if isinstance(opened, ConnectionProtocol):
-                return opened
-            if opened is not None:
-                socket.send([(opened, addr)], host)
+            answer = self._knock(socket, data, header, addr, host)
+            if answer is not None:
+                socket.send([(answer, addr)], host)
         return None
 
     def _reset(
@@ -311,54 +315,77 @@ class ConnectionRouter:
             case Handshakes.REFUSED_EVERYWHERE:
                 return True
 
-    def _open(
+    def _knock(
         self,
         socket: UdpSocket,
         data: bytes,
         header: QuicHeader,
         addr: NetworkAddress,
         host: str | None,
-    ) -> ConnectionProtocol | bytes | None:
-        """Return a connection for a new client, or the answer that it gets instead, if any."""
+    ) -> bytes | None:
+        """Let a new client wait for its connection, or return the answer that it gets instead."""
         counts = self._half_open.counts
         opening = read_opening(data, header)
         if opening is Opening.NOTHING:
             counts.dropped += 1
             return None
+        cid = header.destination_cid
+        if self._half_open.is_waiting((cid, addr)):
+            self._later_parts.hold(cid, addr, data)
+            return None
         if self._refuses(socket):
             counts.refused += 1
             return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
         try:
-            original_cid = self._validation.original_destination(header, addr)
+            original = self._validation.original_destination(header, addr)
         except ValueError:
             counts.refused += 1
             return encode_initial_close(header, QuicErrorCode.INVALID_TOKEN)
-        is_validated = original_cid is not None
-        match self._half_open.judge(addr, is_validated=is_validated):
+        match self._half_open.judge(addr, is_validated=original is not None):
             case Verdict.RETRY:
                 counts.retried += 1
                 return self._validation.challenge(header, addr)
             case Verdict.REFUSE:
                 counts.refused += 1
                 return encode_initial_close(header, QuicErrorCode.CONNECTION_REFUSED)
-        cid = header.destination_cid
         if opening is Opening.LATER_PART:
             self._later_parts.hold(cid, addr, data)
             return None
+        if not self._half_open.waiting:
+            self._loop.call_soon(self._open_next)
+        self._half_open.wait(Knock(socket, data, header, addr, host, original))
+        return None
+
+    def _open_next(self) -> None:
+        """Open the connection whose turn it is, and leave others to the next turn of the loop."""
+        knock = self._half_open.take()
+        if knock is None:
+            return
+        if self._half_open.waiting:
+            self._loop.call_soon(self._open_next)
+        if not self._refuses(knock.socket):
+            self._open(knock)
+        elif knock.socket.fileno() >= 0:
+            self._half_open.counts.refused += 1
+            answer = encode_initial_close(knock.header, QuicErrorCode.CONNECTION_REFUSED)
+            knock.socket.send([(answer, knock.source)], knock.host)
+
+    def _open(self, knock: Knock) -> None:
+        cid, is_validated = knock.header.destination_cid, knock.original is not None
         connection = Connection(
             configuration=self.configuration,
-            original_destination_connection_id=cid if original_cid is None else original_cid,
+            original_destination_connection_id=knock.original if is_validated else cid,
             retry_source_connection_id=cid if is_validated else None,
             session_ticket_fetcher=self._session_ticket_fetcher,
             session_ticket_handler=self._session_ticket_handler,
         )
         protocol = self._create_protocol(connection, stream_handler=self._stream_handler)
-        connection.server_address = self._berth(protocol, socket, host)
-        self._half_open.add(protocol, addr, is_validated=is_validated)
+        connection.server_address = self._berth(protocol, knock.socket, knock.host)
+        self._half_open.add(protocol, knock)
         self._welcome(protocol, (cid, connection.host_cid))
-        for part in self._later_parts.take(cid, addr):
-            protocol.receive(part, addr)
-        return protocol
+        for data in (knock.data, *self._later_parts.take(*knock.name)):
+            protocol.receive(data, knock.source)
+        protocol.settle()
 
     def _welcome(self, protocol: ConnectionProtocol, connection_ids: Iterable[bytes]) -> None:
         if self._resets is not None:
