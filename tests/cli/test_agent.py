@@ -68,6 +68,10 @@ def test_an_agent_needs_an_identity(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
     done = run("agent", "receive", "--bundle", tmp_path, "--identity", tmp_path)
+    assert done.returncode == 2
+    assert b"--container" in done.stderr
+    bundle = ("--bundle", tmp_path, "--container", "site")
+    done = run("agent", "receive", *bundle, "--identity", tmp_path)
     assert done.returncode == 1
     assert b"is no bundle" in done.stderr
     assert b"quicferry image" in done.stderr

@@ -261,7 +261,7 @@ def test_any_file(files: SimpleNamespace) -> None:
         run("ctl", "--socket", path, "status")
         run("ctl", "--socket", path, "status", "--qlog", path)
         run("agent", "run", "quicferry.lab.demo.app:app", "--identity", path)
-        run("agent", "receive", "--bundle", path, "--identity", path)
+        run("agent", "receive", "--bundle", path, "--container", "site", "--identity", path)
         run("migrate", "--to", "127.0.0.1:1", "--identity", path, "--socket", path)
         run("migrate", "--to", "127.0.0.1:1", "--identity", files.identity, "--socket", path)
 

@@ -17,7 +17,7 @@ from quicferry.relocation.agent import Agent
 from quicferry.relocation.handover import Handover, HandoverPlan
 from quicferry.relocation.identity import Identity, make_identities
 from quicferry.relocation.orchestration import Gate
-from quicferry.relocation.report import RelocationReport
+from quicferry.relocation.report import RelocationReport, Step
 from quicferry.server import RelocationEvent
 
 SOURCE, DESTINATION = "127.0.0.1", "127.0.0.2"
@@ -90,6 +90,24 @@ async def two_hosts(
         agent_at(DESTINATION, port, identities, agent_app or app, **arguments) as agent,
     ):
         yield Hosts(server, agent, identities)
+
+
+class Stop:
+    """Holds a handover before a step.
+
+    Args:
+        step: Which one.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def __call__(self, step: Step) -> None:
+        if step is self._step:
+            self.reached.set()
+            await self.go.wait()
 
 
 class Relay:

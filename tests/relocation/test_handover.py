@@ -25,7 +25,16 @@ from loopback import (
     server_side,
 )
 from relocating import OlderClient
-from relocation.agents import APPLICATION, DESTINATION, SOURCE, Hosts, Relay, agent_at, two_hosts
+from relocation.agents import (
+    APPLICATION,
+    DESTINATION,
+    SOURCE,
+    Hosts,
+    Relay,
+    Stop,
+    agent_at,
+    two_hosts,
+)
 from traces import names, read_trace
 
 from quicferry import ClientMigration, HttpClient, Server, ServerMigration
@@ -61,24 +70,6 @@ async def test_clients_go_on_at_the_agent(tmp_path: Path, protocol: MigrationPro
         assert client.server_address == hosts.destination
         assert list(report.steps) == STEPS
         assert [e.step for e in hosts.told if isinstance(e, StepEnded)] == STEPS
-
-
-class Stop:
-    """Holds a handover before a step.
-
-    Args:
-        step: Which one.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self.reached = asyncio.Event()
-        self.go = asyncio.Event()
-
-    async def __call__(self, step: Step) -> None:
-        if step is self._step:
-            self.reached.set()
-            await self.go.wait()
 
 
 async def goes_on_at_the_source(hosts: Hosts, client: HttpClient, report: RelocationReport) -> None:

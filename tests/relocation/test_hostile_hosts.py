@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from loopback import http_client
-from relocation.agents import DESTINATION, SOURCE, Hosts, two_hosts
+from relocation.agents import DESTINATION, SOURCE, Hosts, Stop, two_hosts
 from relocation.credentials import plain_client
 
 from quicferry import HttpClient
@@ -20,7 +20,7 @@ from quicferry.relocation.channel import Channel
 from quicferry.relocation.listener import listen
 from quicferry.relocation.messages import KINDS
 from quicferry.relocation.orchestration import MOST_ANSWERS
-from quicferry.relocation.report import Outcome, RelocationReport
+from quicferry.relocation.report import Outcome, RelocationReport, Step
 
 SIZE = 6 << 20
 EMPTY_ARRAYS = b"\xdd" + (SIZE).to_bytes(4, "big") + b"\x90" * SIZE
@@ -106,4 +106,43 @@ async def test_a_source_without_an_offer_cannot_fill_the_memory(
         writer.close()
         report = await hosts.hand_over(follow=0.0)
         assert report.outcome is Outcome.COMMITTED, report.reason
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+
+
+# What it may use
+
+
+async def test_a_source_that_does_not_begin_is_not_waited_for(tmp_path: Path) -> None:
+    """The link is sound, and nothing comes: the agent has a server's address taken."""
+    gate = Stop(Step.FREEZE)
+    async with two_hosts(tmp_path, patience=0.2) as hosts, http_client(hosts.server) as client:
+        handing_over = asyncio.create_task(hosts.handover(gate).run())
+        await gate.reached.wait()
+        report = await handing_over
+        assert "has not begun within 0.2 s" in report.reason
+        assert "--patience" in report.reason
+        await stays(hosts, client, report)
+
+
+async def test_a_source_that_brings_more_connections_than_may_come(tmp_path: Path) -> None:
+    """Those that have connected since the offer count as well."""
+    gate = Stop(Step.IMMINENT)
+    async with two_hosts(tmp_path, capacity=1) as hosts, http_client(hosts.server) as client:
+        handing_over = asyncio.create_task(hosts.handover(gate).run())
+        await gate.reached.wait()
+        async with http_client(hosts.server) as another:
+            gate.go.set()
+            report = await handing_over
+            assert "more connections have come than the agent's 1" in report.reason
+            assert "--capacity" in report.reason
+            assert (await another.request("POST", "/echo", body=b"on")).body == b"on"
+        assert report.outcome is Outcome.ROLLED_BACK
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+
+
+async def test_a_source_that_brings_more_than_there_is_room_for(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, room=1000) as hosts, http_client(hosts.server) as client:
+        report = await hosts.hand_over()
+        assert "--room" in report.reason
+        assert report.outcome is Outcome.ROLLED_BACK
         assert (await client.request("POST", "/echo", body=b"on")).body == b"on"

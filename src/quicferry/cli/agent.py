@@ -12,7 +12,7 @@ import click
 
 from quicferry import __version__
 from quicferry.cli.help import Elsewhere, Group
-from quicferry.cli.options import address, json_option
+from quicferry.cli.options import Number, address, json_option
 from quicferry.cli.output import Say
 from quicferry.cli.serving import (
     Serving,
@@ -31,14 +31,17 @@ from quicferry.relocation import (
     Adopted,
     Agent,
     AgentEvent,
+    Destinations,
     Discarded,
     HandoverCommands,
     Identity,
     Offered,
+    Place,
     Released,
     make_identities,
 )
-from quicferry.relocation.agent import DEFAULT_CAPACITY
+from quicferry.relocation.agent import DEFAULT_CAPACITY, DEFAULT_ROOM
+from quicferry.relocation.reception import DEFAULT_PATIENCE
 from quicferry.server import ManagementServer, Server, default_management_path
 
 DEFAULT_LISTEN = "127.0.0.1:4434"
@@ -56,6 +59,32 @@ identity_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
     help="Directory with certificate.pem, key.pem, and peers.pem or ca.pem: see `agent init`.",
+)
+
+
+def place(text: str) -> Place:
+    """Parse an IP address, with a port or without."""
+    try:
+        return Place.parse(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+allow_address_option = click.option(
+    "--allow-address",
+    "places",
+    multiple=True,
+    type=place,
+    metavar="HOST[:PORT]",
+    help="Where servers may go, and nowhere else; can be repeated.  [default: addresses of this "
+    "host, with ports from 1024 on and those that the configuration names]",
+)
+patience_option = click.option(
+    "--patience",
+    type=Number(min=0, min_open=True),
+    default=DEFAULT_PATIENCE,
+    show_default=True,
+    help="Seconds that a source may wait for its clients and their requests before it begins.",
 )
 
 
@@ -125,6 +154,16 @@ def init(hosts: tuple[str, ...], *, out: Path, as_json: bool) -> None:
     show_default=True,
     help="Connections that a server may have to be accepted.",
 )
+@click.option(
+    "--room",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    default=DEFAULT_ROOM >> 20,
+    show_default=True,
+    help="Megabytes that connections and the state of the application may take on their way.",
+)
+@allow_address_option
+@patience_option
 @serving_options
 def run(
     app: str,
@@ -132,6 +171,9 @@ def run(
     listen: Address,
     identity: Path,
     capacity: int,
+    room: int,
+    places: tuple[Place, ...],
+    patience: float,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -144,7 +186,13 @@ def run(
     serving = Serving.of(application=app, **options)
     say = say_json if as_json else say_text
     application = load_application(app)
-    asyncio.run(_run(serving, application, Identity.load(identity), listen, capacity, say))
+    limits = {
+        "capacity": capacity,
+        "room": room << 20,
+        "destinations": Destinations(places),
+        "patience": patience,
+    }
+    asyncio.run(_run(serving, application, Identity.load(identity), listen, limits, say))
 
 
 async def _run(
@@ -152,7 +200,7 @@ async def _run(
     application: Any,
     identity: Identity,
     listen: Address,
-    capacity: int,
+    limits: dict[str, Any],
     say: Say,
 ) -> None:
     with ExitStack() as files:
@@ -171,7 +219,7 @@ async def _run(
                 startup_timeout=serving.startup_timeout,
                 limit_concurrency=serving.limit_concurrency,
                 key=serving.load_key(),
-                capacity=capacity,
+                **limits,
                 max_half_open=serving.max_half_open,
             )
             await stack.enter_async_context(running)

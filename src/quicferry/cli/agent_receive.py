@@ -10,10 +10,12 @@ import click
 
 from quicferry import __version__
 from quicferry.cli.agent import (
+    allow_address_option,
     describe_agent_event,
     encode_agent_event,
     identity_option,
     listen_option,
+    patience_option,
 )
 from quicferry.cli.engines import engine_option
 from quicferry.cli.help import Command
@@ -21,13 +23,21 @@ from quicferry.cli.options import json_option
 from quicferry.cli.output import Say
 from quicferry.cli.serving import say_json, say_text, stop_signals
 from quicferry.protocol import Address
-from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
+from quicferry.relocation import (
+    ContainerAgent,
+    Destinations,
+    Engine,
+    Identity,
+    Place,
+    Podman,
+    Runc,
+)
 
 
 @click.command(
     cls=Command,
     examples=(
-        "quicferry agent receive --bundle /var/lib/site --listen 192.0.2.7:4434 "
+        "quicferry agent receive --bundle /var/lib/site --container site --listen 192.0.2.7:4434 "
         "--identity /etc/quicferry",
     ),
     epilog='With --json: a line {"event": "listening", "address", "pid"}, and a line for each of '
@@ -48,7 +58,8 @@ from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
 @click.option(
     "--container",
     metavar="NAME",
-    help="Name of the containers here.  [default: the name at the source]",
+    required=True,
+    help="Name of the container here, whatever a source calls it.",
 )
 @click.option(
     "--room",
@@ -56,6 +67,8 @@ from quicferry.relocation import ContainerAgent, Engine, Identity, Podman, Runc
     metavar="MB",
     help="Megabytes of memory that images of containers may take.  [default: half of the memory]",
 )
+@allow_address_option
+@patience_option
 @listen_option
 @identity_option
 @json_option
@@ -64,8 +77,10 @@ def receive(
     engine: str,
     bundle: Path | None,
     image: str | None,
-    container: str | None,
+    container: str,
     room: int | None,
+    places: tuple[Place, ...],
+    patience: float,
     listen: Address,
     identity: Path,
     as_json: bool,
@@ -90,6 +105,8 @@ def receive(
         listen,
         container=container,
         room=None if room is None else room << 20,
+        destinations=Destinations(places),
+        patience=patience,
     )
     asyncio.run(_receive(agent, say))
 

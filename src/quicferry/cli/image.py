@@ -213,8 +213,8 @@ def _tell_bundle(bundle: Bundle, say: Say) -> None:
         ),
         watch=f"runc run --bundle {path} {bundle.name}",
         copy=f"tar -C {path} --numeric-owner -c . | ssh HOST {shlex.quote(unpack)}",
-        receive=f"quicferry agent receive --engine runc --bundle {path} --listen HOST:4434 "
-        "--identity DIR",
+        receive=f"quicferry agent receive --engine runc --bundle {path} --container {bundle.name} "
+        "--listen HOST:4434 --identity DIR",
         migrate=_migrate(bundle.name, "runc"),
     )
     _tell(BUNDLE, {"path": str(bundle.path)}, bundle, after, say)
@@ -226,7 +226,7 @@ def _tell_image(made: PodmanImage, say: Say) -> None:
         watch=f"podman logs {made.name}",
         copy=f"podman save {made.reference} | ssh HOST podman load",
         receive=f"quicferry agent receive --engine podman --image {made.reference} "
-        "--listen HOST:4434 --identity DIR",
+        f"--container {made.name} --listen HOST:4434 --identity DIR",
         migrate=_migrate(made.name, "podman"),
     )
     _tell(PODMAN, {"reference": made.reference}, made, after, say)

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .agent import Agent
     from .container import ContainerPlan, ContainerRelocation, find_server
     from .container_agent import ContainerAgent
+    from .destinations import Destinations, Place
     from .engines import ENGINES, Engine, Podman, Runc, SourceContainer, Technique, engine_class
     from .errors import ChannelError, EngineError, HandoverError, IdentityError
     from .events import Adopted, AgentEvent, Discarded, Offered, Released
@@ -36,6 +37,7 @@ __all__ = [
     "ContainerPlan",
     "ContainerRelocation",
     "DestinationStarts",
+    "Destinations",
     "Discarded",
     "Engine",
     "EngineError",
@@ -47,6 +49,7 @@ __all__ = [
     "IdentityError",
     "Offered",
     "Outcome",
+    "Place",
     "Podman",
     "Released",
     "RelocationReport",
@@ -68,6 +71,7 @@ _MODULES = {
     "agent": {"Agent"},
     "container": {"ContainerPlan", "ContainerRelocation", "find_server"},
     "container_agent": {"ContainerAgent"},
+    "destinations": {"Destinations", "Place"},
     "engines": {
         "ENGINES",
         "Engine",

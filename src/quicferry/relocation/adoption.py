@@ -36,7 +36,9 @@ class Adoption(Reception):
     def __init__(
         self, agent: Agent, offer: messages.Offer, history: History, channel: Channel
     ) -> None:
-        super().__init__(offer, history, channel)
+        super().__init__(offer, history, channel, patience=agent.patience)
+        self._carried = 0
+        self._size = 0
         self._agent = agent
         self._offer = offer
         self._pause = CollectorPause()
@@ -118,10 +120,26 @@ class Adoption(Reception):
     def _take(self, arrival: Arrival) -> None:
         match self._received:
             case messages.Carry() as carry:
+                self._carried += 1
+                if self._carried > self._agent.capacity:
+                    raise HandoverError(
+                        f"more connections have come than the agent's {self._agent.capacity}; "
+                        "start it with a larger --capacity"
+                    )
+                self._make_room(len(carry.connection) + len(carry.protocol))
                 frozen = FrozenConnection(carry.connection_id, carry.connection, carry.protocol)
                 arrival.thaw(frozen)
             case messages.CarryState() as carry:
+                self._make_room(len(carry.data))
                 self._state = carry.data
+
+    def _make_room(self, size: int) -> None:
+        self._size += size
+        if self._size > self._agent.room:
+            raise HandoverError(
+                f"what has come takes more than the agent's {self._agent.room >> 20} MB; start it "
+                "with more --room"
+            )
 
     def _discard(self) -> None:
         self._pause.end()

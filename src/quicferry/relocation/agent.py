@@ -26,11 +26,16 @@ from . import messages
 from .adoption import Adoption
 from .base_agent import BaseAgent
 from .channel import Channel
+from .destinations import Destinations
 from .identity import Identity
 from .messages import Message
+from .reception import DEFAULT_PATIENCE
 
 DEFAULT_CAPACITY = 10_000
 """Connections that a server may have which is handed over."""
+DEFAULT_ROOM = 1 << 30
+"""Bytes that its connections and the state of its application may take on their way; ten thousand
+connections take some thirty million."""
 
 
 class Agent(BaseAgent):
@@ -51,6 +56,9 @@ class Agent(BaseAgent):
         limit_concurrency: As for `quicferry.serve`.
         key: As for `quicferry.serve`.
         capacity: How many connections a server may have.
+        room: How many bytes they and the state of the application may take on their way.
+        destinations: Where servers may go. The ports of the configuration's pool are added.
+        patience: Seconds that a source may say nothing between its offer and the freeze.
         max_half_open: As for `quicferry.serve`.
 
     Attributes:
@@ -73,10 +81,15 @@ class Agent(BaseAgent):
         limit_concurrency: int = DEFAULT_LIMIT_CONCURRENCY,
         key: bytes | None = None,
         capacity: int = DEFAULT_CAPACITY,
+        room: int = DEFAULT_ROOM,
+        destinations: Destinations | None = None,
+        patience: float = DEFAULT_PATIENCE,
         max_half_open: int = DEFAULT_MAX_HALF_OPEN,
     ) -> None:
         check_certificate(configuration)
-        super().__init__(identity, listen)
+        allowed = (destinations or Destinations()).with_ports(_ports(configuration))
+        super().__init__(identity, listen, allowed, patience)
+        self.room = room
         self.server: Server | None = None
         self.application = application
         self.capacity = capacity
@@ -130,6 +143,8 @@ class Agent(BaseAgent):
             )
         if offer.connections > self.capacity:
             return f"{offer.connections} connections are more than the agent's {self.capacity}"
+        if (wrong := self._check_address(offer.address)) is not None:
+            return wrong
         if offer.connection_id_length != self.configuration.connection_id_length:
             return "the connection IDs have another length; use the same connection_id_length"
         options = self.configuration.server_migration
@@ -162,3 +177,11 @@ class Agent(BaseAgent):
         """Take note that a server has ended."""
         if self.server is server:
             self.server = None
+
+
+def _ports(configuration: Configuration) -> set[int]:
+    """Return the ports of the addresses where a server may come up by its configuration."""
+    options = configuration.server_migration
+    pool = options.pool if isinstance(options, ServerMigration) else ()
+    addresses = (each.for_family(family) for each in pool for family in (4, 6))
+    return {address.port for address in addresses if address is not None}

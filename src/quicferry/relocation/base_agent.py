@@ -16,6 +16,7 @@ from quicferry.protocol import Address
 
 from . import messages
 from .channel import Channel
+from .destinations import Destinations
 from .errors import ChannelClosed, MessageError
 from .events import AgentEvent
 from .history import History
@@ -33,9 +34,18 @@ class BaseAgent(ABC):
     Args:
         identity: What the agent proves itself with, and whom it trusts.
         listen: Where sources find it; TCP. Port 0 stands for any free one.
+        destinations: Where it lets servers go.
+        patience: Seconds that a source may say nothing between its offer and the freeze.
+
+    Attributes:
+        patience: As given.
     """
 
-    def __init__(self, identity: Identity, listen: Address) -> None:
+    def __init__(
+        self, identity: Identity, listen: Address, destinations: Destinations, patience: float
+    ) -> None:
+        self.patience = patience
+        self._destinations = destinations
         self._identity = identity
         self._listen_at = listen
         self._history = History()
@@ -95,6 +105,13 @@ class BaseAgent(ABC):
         """Take note that a relocation has ended."""
         if self._reception is reception:
             self._reception = None
+
+    def _check_address(self, offered: str) -> str | None:
+        """Return why no server may go to an address, and what to do about it."""
+        try:
+            return self._destinations.problem(Address.parse(offered))
+        except ValueError as exc:
+            return f"the address {offered!r}: {exc}"
 
     # What is received
 

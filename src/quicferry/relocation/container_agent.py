@@ -16,12 +16,14 @@ from . import messages
 from .base_agent import BaseAgent
 from .channel import Channel
 from .container_reception import ContainerReception
+from .destinations import Destinations
 from .engines import Engine, Technique
 from .errors import EngineError
 from .identity import Identity
 from .images import wipe_leftovers
 from .ledger import Ledger
 from .messages import Message
+from .reception import DEFAULT_PATIENCE
 
 logger = logging.getLogger("quicferry.relocation")
 
@@ -38,9 +40,11 @@ class ContainerAgent(BaseAgent):
         engine: Makes the containers.
         identity: What the agent proves itself with, and whom it trusts.
         listen: Where sources find it; TCP. Port 0 stands for any free one.
-        container: The name of the containers here; None for the name at the source.
+        container: The name of the containers here, whatever they are called at the source.
         room: How much memory images may take, in bytes; None for half of the host's.
         directory: Where the agent writes down what the next one has to know.
+        destinations: Where servers may go. Ports that the engine's containers name are added.
+        patience: Seconds that a source may say nothing between its offer and the freeze.
     """
 
     def __init__(
@@ -49,11 +53,13 @@ class ContainerAgent(BaseAgent):
         identity: Identity,
         listen: Address,
         *,
-        container: str | None = None,
+        container: str,
         room: int | None = None,
         directory: Path = DIRECTORY,
+        destinations: Destinations | None = None,
+        patience: float = DEFAULT_PATIENCE,
     ) -> None:
-        super().__init__(identity, listen)
+        super().__init__(identity, listen, destinations or Destinations(), patience)
         self.engine = engine
         self.container = container
         self.room = room
@@ -68,6 +74,7 @@ class ContainerAgent(BaseAgent):
             EngineError: If the engine is not there.
         """
         self._version = await self.engine.version()
+        self._destinations = self._destinations.with_ports(await self.engine.ports())
         await wipe_leftovers()
         await self._remove_copies()
         await super().__aenter__()
@@ -103,6 +110,8 @@ class ContainerAgent(BaseAgent):
                 f"the container is one of {offer.engine}, and the agent's engine is "
                 f"{self.engine.name}; start an agent with --engine {offer.engine}"
             )
+        if (wrong := self._check_address(offer.address)) is not None:
+            return wrong
         try:
             technique = Technique(offer.technique)
         except ValueError:

@@ -60,7 +60,8 @@ class ContainerReception(Reception):
         ledger: Ledger,
         channel: Channel,
     ) -> None:
-        super().__init__(offer, ledger, channel, hold=offer.lease + LEASE_MARGIN)
+        hold = offer.lease + LEASE_MARGIN
+        super().__init__(offer, ledger, channel, hold=hold, patience=agent.patience)
         self._agent = agent
         self._offer = offer
         self._ledger = ledger
@@ -106,7 +107,7 @@ class ContainerReception(Reception):
             raise HandoverError(f"the offer cannot be used: {exc}") from None
         if found := await problems(Technique(offer.technique), self._agent.engine.name):
             raise HandoverError(f"the agent's host cannot do {offer.technique}: {'; '.join(found)}")
-        container = await self._agent.engine.destination(self._agent.container or offer.container)
+        container = await self._agent.engine.destination(self._agent.container)
         if container.image != offer.image:
             raise HandoverError(
                 f"the container was made of {offer.image or 'something unnamed'}, and here it "

@@ -216,6 +216,11 @@ class DestinationMachine:
         return self.state in _UNCOMMITTED
 
     @property
+    def awaits_freeze(self) -> bool:
+        """Whether nothing is frozen yet that is to come here."""
+        return self.state in (State.OFFERED, State.ACCEPTED)
+
+    @property
     def owns(self) -> bool:
         """Whether the connections live here."""
         return self.state in _OWNER

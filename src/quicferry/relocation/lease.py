@@ -25,7 +25,8 @@ class Lease:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, seconds: float) -> None:
-        """Begin to count; the time is over in so many seconds."""
+        """Begin to count, or begin again; the time is over in so many seconds."""
+        self.stop()
         self._ends_at = _now() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self.check)
 

@@ -26,6 +26,10 @@ from .messages import Message
 
 logger = logging.getLogger("quicferry.relocation")
 
+DEFAULT_PATIENCE = 900.0
+"""Seconds that a source may say nothing between its offer and the freeze, while it waits for its
+clients and their requests."""
+
 REPORT_INTERVAL = 0.5
 """Seconds between two reports to the source about how the clients follow."""
 
@@ -41,6 +45,7 @@ class Reception(ABC):
         history: Of the agent.
         channel: Where the offer came from.
         hold: Seconds for which what has arrived is kept for the source to decide.
+        patience: Seconds that the source may say nothing between its offer and the freeze.
     """
 
     carried: tuple[type[Message], ...]
@@ -53,7 +58,10 @@ class Reception(ABC):
         channel: Channel,
         *,
         hold: float = HOLD,
+        patience: float,
     ) -> None:
+        self._patience = patience
+        self._silence = Lease(self._source_is_silent)
         self._machine = DestinationMachine(offer, history)
         self._hold = hold
         self._lease = Lease(lambda: self._act(self._machine.lease_over()))
@@ -86,6 +94,8 @@ class Reception(ABC):
             if self._followed is not None:
                 self._send(self._followed)
         self._received = message
+        if self._machine.awaits_freeze:
+            self._silence.start(self._patience)
         if message is self._offered:
             self._preparation = self._spawn(self._prepare())
         elif not self._take_beside(message):
@@ -103,6 +113,7 @@ class Reception(ABC):
             task.cancel()
         self._act(self._machine.fail(reason))  # which may have something to undo
         self._lease.stop()
+        self._silence.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # What a technique does
@@ -135,6 +146,7 @@ class Reception(ABC):
                 self._lease.start(self._hold)
             elif action in (Do.DISCARD, Do.LIFT):
                 self._lease.stop()
+            self._silence.stop()
             try:
                 self._do(action)
             except QuicferryError as exc:
@@ -142,6 +154,13 @@ class Reception(ABC):
                 return
 
     # Helpers
+
+    def _source_is_silent(self) -> None:
+        if self._machine.awaits_freeze:
+            self.refuse(
+                f"the source has not begun within {self._patience:g} s; if it waits for its "
+                "clients for longer than that, start the agent with a longer --patience"
+            )
 
     async def _report(self, wait: Callable[[float], Awaitable[Completion]]) -> None:
         """Tell the source how the clients follow, until all have or it is gone.

@@ -120,7 +120,7 @@ class Site(Ground):
         """Return the command that is an agent."""
         return [
             *("quicferry", "agent", "receive", "--json", "--engine", self._settings.engine),
-            *(*self.deployment.options, "--identity", IDENTITY),
+            *(*self.deployment.options, "--container", NAME, "--identity", IDENTITY),
             *("--listen", f"{host.address}:{AGENT_PORT}", *options),
         ]
 

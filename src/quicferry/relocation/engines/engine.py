@@ -212,6 +212,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    async def ports(self) -> frozenset[int]:
+        """Return the ports that servers are told in what containers are made of here."""
+
+    @abstractmethod
     async def source(self, name: str) -> SourceContainer:
         """Return the running container called `name`.
 

@@ -23,6 +23,7 @@ import contextlib
 import re
 from pathlib import Path
 
+from quicferry.relocation.destinations import ports_in
 from quicferry.relocation.errors import EngineError
 
 from . import criu
@@ -79,6 +80,10 @@ class Podman(Engine):
             )
         return f"{podman}, {await Runc().version()}"
 
+    async def ports(self) -> frozenset[int]:
+        """Return the ports that the image's server is told."""
+        return frozenset() if self._image is None else ports_in((await self._find_image()).command)
+
     async def source(self, name: str) -> SourceContainer:
         """Return the running container called `name`."""
         found = await _inspect(name)
@@ -108,20 +113,12 @@ class Podman(Engine):
 
     async def destination(self, name: str) -> DestinationContainer:
         """Return the container that may be made here under the name `name`."""
-        if self._image is None:
-            raise EngineError("name what containers are made of here: --image NAME")
         if await _inspect(name) is not None:
             raise EngineError(
                 f"there is a container {name} already; end it with `podman rm -f {name}`, or use "
                 "another host"
             )
-        try:
-            image = Image.parse(await run("podman", "image", "inspect", self._image, limit=_QUICK))
-        except EngineError as exc:
-            raise EngineError(
-                f"there is no image {self._image} here ({exc}); copy it with `podman save` and "
-                "`podman load`"
-            ) from None
+        image = await self._find_image()
         store = "{{.Store.GraphRoot}}/{{.Store.GraphDriverName}}-containers"
         containers = await run("podman", "info", "--format", store, limit=_QUICK)
         return _Destination(name, image, Path(containers.strip()))
@@ -129,6 +126,17 @@ class Podman(Engine):
     async def discard(self, name: str) -> None:
         """End a container, whatever has become of it."""
         await _remove(name)
+
+    async def _find_image(self) -> Image:
+        if self._image is None:
+            raise EngineError("name what containers are made of here: --image NAME")
+        try:
+            return Image.parse(await run("podman", "image", "inspect", self._image, limit=_QUICK))
+        except EngineError as exc:
+            raise EngineError(
+                f"there is no image {self._image} here ({exc}); copy it with `podman save` and "
+                "`podman load`"
+            ) from None
 
     def grows(self, name: str) -> bool:
         """Whether an image of this name is only ever appended to: archives are."""

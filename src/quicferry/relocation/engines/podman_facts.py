@@ -73,10 +73,12 @@ class Image:
     Attributes:
         identity: Its ID.
         names: What it is called here.
+        command: The command line of its first process.
     """
 
     identity: str
     names: frozenset[str]
+    command: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Image:
@@ -87,7 +89,9 @@ class Image:
         """
         try:
             (found,) = json.loads(text)
-            return cls(found["Id"], frozenset(found["RepoTags"] or ()))
+            config = found.get("Config") or {}
+            command = (*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ()))
+            return cls(found["Id"], frozenset(found["RepoTags"] or ()), command)
         except (ValueError, KeyError, TypeError):
             raise EngineError(
                 "`podman image inspect` prints what this quicferry does not know; use Podman 5.4"

@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from quicferry.relocation.destinations import ports_in
 from quicferry.relocation.errors import EngineError
 
 from . import criu
@@ -81,6 +82,11 @@ class Bundle:
         )
 
     @property
+    def command(self) -> list[str]:
+        """The command line of its first process."""
+        return list((self._config.get("process") or {}).get("args") or ())
+
+    @property
     def image(self) -> str:
         """What it says that it was made of."""
         return self.annotations.get(IMAGE_ANNOTATION, "")
@@ -138,6 +144,10 @@ class Runc(Engine):
         program = await run("criu", "--version", limit=_QUICK)
         number = program.partition("Version:")[2].split()
         return f"{runc.splitlines()[0]}, CRIU {number[0] if number else '?'}"
+
+    async def ports(self) -> frozenset[int]:
+        """Return the ports that the bundle's server is told."""
+        return frozenset() if self._bundle is None else ports_in(Bundle(self._bundle).command)
 
     async def source(self, name: str) -> SourceContainer:
         """Return the running container called `name`."""
