@@ -154,7 +154,7 @@ def test_hand_over(tmp_path: Path) -> None:
     for name, pem in zip(("fullchain.pem", "privkey.pem"), certificate, strict=True):
         (tmp_path / name).write_bytes(pem)
     certified = ("--cert", "fullchain.pem", "--key", "privkey.pem")
-    shown = Shown(tmp_path, {"192.0.2.7:4434": "127.0.0.2:0"})
+    shown = Shown(tmp_path, {"192.0.2.7:4434": "127.0.0.2:0", "192.0.2.7:443": "127.0.0.2"})
     for name, host in (("alpha.example", "127.0.0.1"), ("beta.example", "127.0.0.2")):
         shown.names |= {name: host, f"identities/{name}": f"identities/{host}"}
     made = shown.run(init)
