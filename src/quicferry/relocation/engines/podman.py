@@ -113,12 +113,12 @@ class Podman(Engine):
 
     async def destination(self, name: str) -> DestinationContainer:
         """Return the container that may be made here under the name `name`."""
+        image = await self._find_image()
         if await _inspect(name) is not None:
             raise EngineError(
                 f"there is a container {name} already; end it with `podman rm -f {name}`, or use "
                 "another host"
             )
-        image = await self._find_image()
         store = "{{.Store.GraphRoot}}/{{.Store.GraphDriverName}}-containers"
         containers = await run("podman", "info", "--format", store, limit=_QUICK)
         return _Destination(name, image, Path(containers.strip()))
