@@ -256,6 +256,24 @@ def test_networks_take_turns() -> None:
     here.close()
 
 
+async def test_hosts_that_take_all_places_leave_one_to_another() -> None:
+    """Those with most give way, and push out nobody themselves."""
+    async with Running(max_half_open=20, retry=True) as running:
+        counts = running.router.handshake_counts
+        for number in range(5):
+            async with stranger(running.port, f"127.0.1.{number + 1}") as it:
+                for _ in range(8):
+                    await knock_with_token(it)
+        assert (counts.half_open, counts.expired) == (20, 0)
+        before = counts.refused
+        async with stranger(running.port, "127.0.1.1") as it:
+            assert await knock_with_token(it) is None
+        assert (counts.half_open, counts.refused) == (20, before + 1)
+        await assert_welcome(running)
+        assert counts.refused == before + 2
+        assert len(running.router.protocols) <= 21
+
+
 async def test_a_complete_handshake_makes_room() -> None:
     async with Running(max_half_open=1) as running:
         for _ in range(5):

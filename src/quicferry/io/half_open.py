@@ -5,8 +5,8 @@ may not be its own. So what is kept is bounded:
 
 - From `1/RETRY_FROM` of the bound on, clients have to prove their address first, by a Retry packet
   (RFC 9000 8.1.2), for which nothing is kept. Who forges addresses gets no further than that.
-- One validated address has `1/ONE_ADDRESS` of the bound at most, and all together have the bound.
-  What is over that is refused.
+- One network has `1/ONE_NETWORK` of the bound at most, and all together have the bound. What is
+  over that is refused; but a network that has fewer than another takes the place of its oldest.
 - A handshake that takes longer than `HANDSHAKE_DEADLINE` is given up.
 
 How much time they may take of those that are connected already is the matter of `knocks`.
@@ -18,6 +18,7 @@ import asyncio
 import enum
 from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 
 from quicferry.transport import NetworkAddress
 
@@ -28,7 +29,7 @@ DEFAULT_MAX_HALF_OPEN = 1000
 """Connections whose handshake is under way."""
 
 RETRY_FROM = 10
-ONE_ADDRESS = 4
+ONE_NETWORK = 4
 
 HANDSHAKE_DEADLINE = 10.0
 """Seconds."""
@@ -104,15 +105,31 @@ class HalfOpen:
 
         Args:
             source: Its address.
-            is_validated: Whether it has proved that it receives what is sent there.
+            is_validated: Whether it has proved that it receives what is sent there. Then there is
+                room for it if it is admitted.
         """
         if not is_validated:
             many = self.counts.half_open >= self._most // RETRY_FROM
             return Verdict.RETRY if many or self._always_retry else Verdict.ADMIT
         of_this = self._of_network[network_of(source)]
-        is_full = self.counts.half_open >= self._most
-        is_full = is_full or of_this >= max(1, self._most // ONE_ADDRESS)
-        return Verdict.REFUSE if is_full else Verdict.ADMIT
+        if of_this >= max(1, self._most // ONE_NETWORK):
+            return Verdict.REFUSE
+        if self.counts.half_open < self._most or self._make_room(of_this + 1):
+            return Verdict.ADMIT
+        return Verdict.REFUSE
+
+    def _make_room(self, number: int) -> bool:
+        """Give up the oldest connection of the network with most, if that is more than `number`."""
+        network, most = max(self._of_network.items(), key=itemgetter(1), default=(b"", 0))
+        if most <= number:
+            return False
+        for protocol, (_, who) in self._open.items():
+            if who == network:
+                self.counts.refused += 1
+                self.remove(protocol)
+                protocol.abandon("too many of this network are connecting", is_validated=True)
+                return True
+        return False
 
     def wait(self, knock: Knock) -> None:
         """Let one wait for its turn."""

@@ -384,8 +384,8 @@ async def serve(
         others: Further hosts and ports to listen at. `Server.switch` and a handover move the first
             address only: connections at the others stay, or are closed if the server goes.
         max_half_open: How many connections there may be whose handshake is under way; a fourth of
-            them from one address (of IPv6, from one /64). Others are refused. After 10 seconds a
-            handshake is given up.
+            them from one address (of IPv6, from one /64). Others are refused, or those give way
+            that have most. After 10 seconds a handshake is given up.
 
     Raises:
         BindError: If an address cannot be bound.
