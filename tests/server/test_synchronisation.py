@@ -218,6 +218,142 @@ def test_refusals_change_nothing() -> None:
     refuses("ALREADY_SWITCHED", "switch", "check_switch", "abort")
 
 
+def test_a_second_migration_knows_nothing_of_the_first() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("ab"))
+    sync.failed("a", MigrationErrorCode.INVALID_STATE)
+    sync.abort()
+    assert sync.failures == {"a": MigrationErrorCode.INVALID_STATE}
+    sync.imminent(plan("b"))
+    assert (sync.failures, sync.progress) == ({}, {"b": Progress.PREPARING})
+    sync.ready("b")
+    assert names(sync.switch(), Tell) == "b"
+
+
+def test_whether_it_may_begin_can_be_asked_before() -> None:
+    sync = Synchronisation()
+    sync.check_imminent()
+    assert sync.phase is Phase.SERVING
+    sync.imminent(plan("a"))
+    with pytest.raises(RelocationError, match="MIGRATION_ALREADY_IN_PROGRESS"):
+        sync.check_imminent()
+
+
+def test_what_comes_after_the_end_changes_nothing() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("ab"))
+    sync.ready("a")
+    sync.ready("b")
+    sync.switch()
+    sync.completed("a")
+    sync.completed("b")
+    assert sync.phase is Phase.SERVING
+    for step in (sync.closed, sync.silent, sync.ready, sync.completed):
+        step("a")
+    sync.failed("b", MigrationErrorCode.INVALID_STATE)
+    assert sync.those(Progress.COMPLETED) == ("a", "b")
+
+
+# A hand-over
+
+
+def frozen(ready: str = "ab", waiting: str = "w", unable: str = "x") -> Synchronisation:
+    sync = Synchronisation()
+    sync.imminent(plan(ready, waiting=waiting, unable=unable))
+    for name in ready:
+        sync.ready(name)
+    sync.deadline_passed()
+    assert sync.freeze() == tuple(ready)
+    assert not sync.accepts_handshakes
+    return sync
+
+
+def test_what_departs_is_released_and_the_rest_is_closed() -> None:
+    sync = frozen()
+    actions = sync.depart()
+    assert names(actions[:2], Close) == "wx"
+    assert names(actions[2:], Release) == "ab"
+    assert (sync.phase, sync.those(Progress.DEPARTED)) == (Phase.DEPARTED, ("a", "b"))
+    assert sync.those(Progress.LEFT_BEHIND) == ("w", "x")
+    assert not sync.accepts_handshakes
+
+
+def test_what_was_frozen_goes_on_here() -> None:
+    sync = frozen()
+    assert names(sync.resume(), Resume) == "ab"
+    assert (sync.phase, sync.progress, sync.accepts_handshakes) == (Phase.SERVING, {}, True)
+    assert names(sync.imminent(plan("a")), Prepare) == "a"
+
+
+def test_what_was_frozen_appears_elsewhere() -> None:
+    sync = frozen()
+    actions = sync.reappear()
+    assert names(actions[:2], Close) == "wx"
+    assert names(actions[2:], Tell) == "ab"
+    assert (sync.phase, sync.accepts_handshakes) == (Phase.SWITCHED, True)
+    sync.completed("a")
+    sync.completed("b")
+    assert sync.phase is Phase.SERVING
+
+
+def test_nobody_prepares_any_more_once_the_rest_is_frozen() -> None:
+    sync = frozen()
+    assert sync.pool_acknowledged("w") == []
+    assert sync.those(Progress.WAITING) == ("w",)
+
+
+def test_only_who_waits_for_its_pool_is_asked_when_that_is_acknowledged() -> None:
+    sync = Synchronisation()
+    sync.imminent(plan("a", waiting="w"))
+    sync.silent("a")
+    assert sync.pool_acknowledged("a") == []
+
+
+def test_connections_arrive() -> None:
+    sync = Synchronisation()
+    sync.expect()
+    assert (sync.phase, sync.accepts_handshakes) == (Phase.ARRIVING, False)
+    sync.arrive("ab")
+    assert (sync.phase, sync.accepts_handshakes) == (Phase.SWITCHED, True)
+    sync.completed("b")
+    assert (sync.phase, sync.those(Progress.SWITCHED)) == (Phase.SWITCHED, ("a",))
+    sync.closed("a")
+    assert sync.phase is Phase.SERVING
+
+
+def test_none_arrive() -> None:
+    sync = Synchronisation()
+    sync.expect()
+    assert sync.arrive(()) == []
+    assert sync.phase is Phase.SERVING
+
+
+@pytest.mark.parametrize("command", ["imminent", "abort", "switch", "freeze", "expect", "arrive"])
+def test_no_command_but_its_own_steps_while_it_is_handed_over(command: str) -> None:
+    arguments = {"imminent": (plan("z"),), "arrive": ("z",)}.get(command, ())
+    arriving = Synchronisation()
+    arriving.expect()
+    for sync in (frozen(), arriving):
+        if sync is arriving and command == "arrive":
+            continue
+        before = (sync.phase, dict(sync.progress), sync.plan)
+        with pytest.raises(RelocationError, match="BEING_HANDED_OVER"):
+            getattr(sync, command)(*arguments)
+        assert (sync.phase, dict(sync.progress), sync.plan) == before
+
+
+@pytest.mark.parametrize("step", ["resume", "depart", "reappear", "arrive"])
+def test_no_step_of_a_hand_over_without_one(step: str) -> None:
+    arguments = ("z",) if step == "arrive" else ()
+    sync = Synchronisation()
+    for prepare in (lambda: None, lambda: sync.imminent(plan("a")), lambda: sync.ready("a")):
+        prepare()
+        before = (sync.phase, dict(sync.progress), sync.plan)
+        with pytest.raises(RelocationError, match="BEING_HANDED_OVER"):
+            getattr(sync, step)(*arguments)
+        assert (sync.phase, dict(sync.progress), sync.plan) == before
+
+
 INPUTS = ("imminent", "abort", "switch", "deadline_passed")
 REPORTS = ("ready", "completed", "closed", "pool_acknowledged")
 STEPS = st.one_of(

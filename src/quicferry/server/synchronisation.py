@@ -355,7 +355,12 @@ class Synchronisation:
         self._step(Input.EXPECT)
 
     def arrive(self, names: Iterable[str]) -> list[Action]:
-        """Own these connections, which were told that the server has switched."""
+        """Own these connections, which were told that the server has switched.
+
+        Raises:
+            RelocationError: If this server does not expect any.
+        """
+        self._check(Input.ARRIVE)
         self.progress = dict.fromkeys(names, Progress.SWITCHED)
         self._count = Counter(self.progress.values())
         return self._step(Input.ARRIVE)
@@ -366,7 +371,7 @@ class Synchronisation:
         """Let a connection prepare that waited for the acknowledgement of its pool."""
         progress = self.progress.get(connection_id)
         has_waited = progress is Progress.SILENT and connection_id in self.plan.waiting
-        if not (progress is Progress.WAITING or has_waited) or self.accepts_handshakes:
+        if not self.is_prepared or not (progress is Progress.WAITING or has_waited):
             return []
         if progress is Progress.WAITING:
             self._advance_to(Progress.PREPARING, (connection_id,))
