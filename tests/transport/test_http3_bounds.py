@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_pair import Pair, pair
 
-from quicferry.lab.simulation import Endpoint
-from quicferry.transport import Http3Connection, sendable_fields
+from quicferry.lab.simulation import Endpoint, server_configuration
+from quicferry.transport import Connection, Http3Connection, sendable_fields
 from quicferry.transport.http3_messages import MAX_FIELDS
 from quicferry.transport.qpack import count_fields
 
@@ -308,3 +308,54 @@ def test_field_that_cannot_be_sent_is_refused_before_anything_is(
     head = [each for each in GET if each[0] != field[0]]
     with pytest.raises(ValueError, match="longer than the 65535 bytes"):
         sendable_fields("request", [*head, field])
+
+
+def test_hundreds_of_small_frames_in_a_packet_are_one_event() -> None:
+    with both(client=False) as it:
+        it.send(0, POST, ends=False)
+        data = encode_frame(FrameType.DATA, b"x") * 400
+        events = it.ours.http.handle_event(StreamDataReceived(data, False, 0))
+        assert events == [DataReceived(b"x" * 400, 0, False)]
+
+
+FRAMES = st.lists(
+    st.tuples(
+        st.sampled_from([FrameType.DATA] * 4 + [0x21]),
+        st.sampled_from([0, 1, 2, 62, 63, 64, 65, 300]),
+    ),
+    max_size=30,
+)
+
+
+@given(FRAMES, st.lists(st.integers(1, 200), max_size=20), st.booleans(), st.booleans())
+def test_a_body_is_the_same_however_it_is_cut(
+    frames: list[tuple[int, int]], cuts: list[int], announced: bool, ends_alone: bool
+) -> None:
+    body = b"".join(
+        bytes([number % 256]) * size
+        for number, (kind, size) in enumerate(frames)
+        if kind == FrameType.DATA
+    )
+    length = [(b"content-length", b"%d" % len(body))] if announced else []
+    _, head = pylsqpack.Encoder().encode(0, [*POST, *length])
+    whole = encode_frame(FrameType.HEADERS, head) + b"".join(
+        encode_frame(kind, bytes([number % 256]) * size)
+        for number, (kind, size) in enumerate(frames)
+    )
+    pieces = []
+    for size in cuts:
+        pieces.append(whole[:size])
+        whole = whole[size:]
+    pieces += [whole, b""] if ends_alone else [whole]
+    connection = Connection(
+        configuration=server_configuration(None), original_destination_connection_id=bytes(8)
+    )
+    http = Http3Connection(connection)
+    received, ended = b"", 0
+    for number, piece in enumerate(pieces, 1):
+        for event in http.handle_event(StreamDataReceived(piece, number == len(pieces), 0)):
+            assert isinstance(event, HeadersReceived | DataReceived)
+            ended += event.stream_ended
+            received += event.data if isinstance(event, DataReceived) else b""
+    assert connection.close_reason is None
+    assert (received, ended) == (body, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from aioquic.buffer import Buffer, BufferReadError
 from aioquic.h3.connection import (
     ErrorCode,
     FrameType,
@@ -18,7 +19,7 @@ from aioquic.h3.connection import (
     ProtocolError,
     StreamCreationError,
 )
-from aioquic.h3.events import H3Event, Headers
+from aioquic.h3.events import DataReceived, H3Event, Headers
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 
@@ -45,6 +46,10 @@ _NO_FIELDS = b"\0\0"  # RFC 9204 4.5.1
 _WITH_FIELDS = frozenset({FrameType.HEADERS, FrameType.PUSH_PROMISE})
 _KEPT_WHOLE = _WITH_FIELDS | {FrameType.SETTINGS, FrameType.MAX_PUSH_ID}
 _UNKNOWN = 0x21  # RFC 9114 7.2.8: reserved, so that it means nothing to anyone
+_SMALL = 63
+"""Bytes of a frame whose length takes one (RFC 9000 16)."""
+_SECTIONS = 2
+"""Field sections of a message: its header and its trailer."""
 _MOST_EMPTY = 1000
 """By so many the frames without content may be more than those with some."""
 
@@ -222,7 +227,7 @@ class Http3Connection(H3Connection):
         super()._check_control_frame_type(frame_type)
         assert self._peer_control_stream_id is not None, "a frame has come on it"
         size = self._stream[self._peer_control_stream_id].frame_size or 0
-        self._count_frame(size)
+        self._count_frames(not size, bool(size))
         if frame_type in (FrameType.SETTINGS, FrameType.MAX_PUSH_ID) and size > MAX_SETTINGS:
             raise _ExcessiveLoadError(
                 f"a frame on the control stream is larger than {MAX_SETTINGS} bytes"
@@ -231,26 +236,67 @@ class Http3Connection(H3Connection):
     def _check_request_or_push_frame_type(self, frame_type: int, stream: H3Stream) -> None:
         super()._check_request_or_push_frame_type(frame_type, stream)
         size = stream.frame_size or 0
-        self._count_frame(size)
+        self._count_frames(not size, bool(size))
         if frame_type in _WITH_FIELDS:
             self._limits.check_frame(size)
         elif frame_type == FrameType.WEBTRANSPORT_STREAM:
             stream.frame_type = _UNKNOWN
 
-    def _count_frame(self, size: int) -> None:
-        self._empty = max(0, self._empty + (-1 if size else 1))
+    def _count_frames(self, empty: int, others: int) -> None:
+        self._empty = max(0, self._empty + empty - others)
         if self._empty > _MOST_EMPTY:
             raise _ExcessiveLoadError("too many frames are empty")
 
     def _receive_request_or_push_data(
         self, stream: H3Stream, data: bytes, stream_ended: bool
     ) -> list[H3Event]:
+        http_events: list[H3Event] = []
         stream.buffer = bytes(stream.buffer)
         try:
-            return super()._receive_request_or_push_data(stream, data, stream_ended)
+            for _ in range(_SECTIONS if self._quic_logger is None and not stream.blocked else 0):
+                data = self._take_small_frames(stream, data, http_events)
+                end = _end_of_section(stream, data)
+                if not end:
+                    break
+                http_events += super()._receive_request_or_push_data(stream, data[:end], False)
+                data = data[end:]
+            http_events += super()._receive_request_or_push_data(stream, data, stream_ended)
         except SectionTooLargeError as exc:
             self._note_malformed(stream, exc)
-            return []
+        return http_events
+
+    def _take_small_frames(
+        self, stream: H3Stream, data: bytes, http_events: list[H3Event]
+    ) -> bytes:
+        """Make one event of all small DATA frames that come first, and return what comes next.
+
+        Hundreds fit into a packet. aioquic makes an event of each, in the time of a whole packet.
+        """
+        if stream.blocked or stream.headers_recv_state is not HeadersState.AFTER_HEADERS:
+            return data
+        place, body = 0, []
+        if stream.frame_size is None:
+            data, stream.buffer = stream.buffer + data, b""
+        elif stream.frame_type != FrameType.DATA or stream.frame_size >= len(data):
+            return data
+        else:  # the rest of a frame that has begun
+            place = stream.frame_size
+            body.append(data[:place])
+            stream.frame_size = stream.frame_type = None
+        last = len(data) - 2
+        while place <= last and not data[place] and (size := data[place + 1]) <= _SMALL:
+            end = place + 2 + size
+            if end > last + 2:
+                break
+            body.append(data[place + 2 : end])
+            place = end
+        if body:
+            empty = body.count(b"")
+            self._count_frames(empty, len(body) - empty)
+        if taken := b"".join(body):
+            stream.content_length += len(taken)
+            http_events.append(DataReceived(taken, stream.stream_id, False, stream.push_id))
+        return data[place:]
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         # pylsqpack takes a section without any field for damaged.
@@ -352,3 +398,17 @@ class Http3Connection(H3Connection):
                 with suppress(ValueError):  # the peer may have reset it already
                     self._quic.stop_stream(stream_id, error)
         return [MessageMalformed(*item) for item in malformed.items()]
+
+
+def _end_of_section(stream: H3Stream, data: bytes) -> int:
+    """Return where a field section ends after which there is more; 0 if there is none."""
+    end = 0
+    if stream.frame_size is not None:
+        if stream.frame_type in _WITH_FIELDS:
+            end = stream.frame_size - len(stream.buffer)
+    elif not stream.buffer and data[:1] == bytes([FrameType.HEADERS]):
+        buf = Buffer(data=data[1:9])
+        with suppress(BufferReadError):
+            size = buf.pull_uint_var()
+            end = 1 + buf.tell() + size
+    return end if end < len(data) else 0
