@@ -131,11 +131,43 @@ async def test_a_client_that_disappears_after_the_switch_is_named() -> None:
         await server.switch(at("127.0.0.2", server.address.port))
         completion = await server.wait_completed(0.01)
         assert (completion.is_complete, completion.pending) == (False, (name,))
-        with pytest.raises(RelocationError, match="MIGRATION_ALREADY_IN_PROGRESS"):
+        with pytest.raises(RelocationError, match=f"MIGRATION_ALREADY_IN_PROGRESS.*{name}.*leave"):
             await server.imminent()
         completion = await server.wait_completed()
         assert (completion.is_complete, completion.lost) == (True, (name,))
         await server.imminent()
+
+
+async def test_a_client_that_never_follows_can_be_left_behind_at_the_next_move() -> None:
+    link = Filter()
+    port = free_port(*HOSTS)
+    second, third = at("127.0.0.2", port), at("127.0.0.3", port)
+    async with (
+        served(port=port) as server,
+        http_client(server) as client,
+        http_client(server, wrap_transport=link) as lost,
+    ):
+        await server_side(server, client)
+        name = (await server_side(server, lost)).connection.stable_id
+        await server.imminent(EXPLICIT, second)
+        link.cut()
+        events = server.events()
+        await server.switch(second)
+        async for event in events:
+            if isinstance(event.event, MigrationCompleted):
+                break
+        with pytest.raises(RelocationError, match="INVALID_ADDRESS"):
+            await server.imminent(EXPLICIT, second, unready=Unready.LEAVE, deadline=0.1)
+        assert server.status()["pending"] == [name]  # what makes no sense costs nobody anything
+        completing = asyncio.create_task(server.wait_completed())
+        preparation = await server.imminent(EXPLICIT, third, unready=Unready.LEAVE, deadline=0.5)
+        assert preparation.is_ready
+        assert list(preparation.protocols) != [name]
+        completion = await completing
+        assert (completion.is_complete, completion.lost) == (True, (name,))
+        await server.switch(third)
+        assert (await client.request("POST", "/", body=b"third")).body == b"third"
+        assert (await server.wait_completed(10)).is_complete
 
 
 async def test_events_of_a_relocation() -> None:

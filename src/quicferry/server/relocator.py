@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from quicferry.io import (
@@ -25,6 +25,7 @@ from quicferry.protocol import (
     Address,
     MigrationCompleted,
     MigrationError,
+    MigrationErrorCode,
     MigrationEvent,
     MigrationFailed,
     MigrationProtocol,
@@ -69,6 +70,9 @@ DEFAULT_DEADLINE = 5.0
 """Seconds within which every connection should be ready."""
 
 
+_LOST = (Progress.CLOSED, Progress.FAILED)
+
+
 class _Migration:
     """The times of one migration, and who waits for it."""
 
@@ -81,6 +85,7 @@ class _Migration:
         self.switched_at: float | None = None
         self.completed: dict[str, float] = {}
         self.done_at: float | None = None
+        self.lost: tuple[str, ...] = ()
         self.done = asyncio.Event()
 
     def wait_no_longer(self) -> None:
@@ -145,21 +150,26 @@ class Relocator:
         """Announce a migration; see `Server.imminent`."""
         if not deadline > 0:
             raise ConfigurationError("the deadline must be a positive number of seconds")
+        lagging = await self._lagging(unready, deadline)
+        situation = self._situation(without=lagging)
         if connections is None:
-            plan = plan_for_all(self._situation(), protocol, address, unready)
+            plan = plan_for_all(situation, protocol, address, unready)
         elif protocol is not None or address is not None:
             raise ConfigurationError(
                 "give one protocol and address for all connections, or one for each of the named"
             )
         else:
-            plan = plan_for_named(self._situation(), connections, unready)
-        self.sync.check_imminent()
+            plan = plan_for_named(situation, connections, unready)
+        if not lagging:
+            self.sync.check_imminent()
         # What can be known is looked at before any client is told.
         for expected in (destination, bind):
             if expected is not None:
                 self._check_destination(plan, expected)
         if bind is not None:
             self._check_bind(bind)
+        for name in lagging:
+            self.connections()[name].close(reason_phrase=MIGRATED)
         return await asyncio.shield(self._begin(plan, deadline).prepared)
 
     async def switch(self, address: Address, unready: Unready) -> Relocation:
@@ -278,12 +288,14 @@ class Relocator:
                 await migration.done.wait()
         except TimeoutError:
             pass
+        is_done = migration.done_at is not None
         return Completion(
-            is_complete=migration.done_at is not None,
+            is_complete=is_done,
             seconds=(migration.done_at or self._loop.time()) - migration.switched_at,
             completed=dict(migration.completed),
-            pending=self.sync.those(Progress.SWITCHED),
-            lost=self.sync.those(Progress.CLOSED, Progress.FAILED),
+            # What the state machine says may be about the next move already.
+            pending=() if is_done else self.sync.those(Progress.SWITCHED),
+            lost=migration.lost if is_done else self.sync.those(*_LOST),
             is_final=migration.done.is_set(),
         )
 
@@ -307,14 +319,33 @@ class Relocator:
 
     # Steps
 
-    def _situation(self) -> Situation:
+    async def _lagging(self, unready: Unready, deadline: float) -> tuple[str, ...]:
+        """Return who is left behind because it has not followed the last move.
+
+        Raises:
+            RelocationError: MIGRATION_ALREADY_IN_PROGRESS if nobody may be; it names them.
+        """
+        if self.sync.phase is Phase.SWITCHED and unready is Unready.LEAVE:
+            await self.wait_completed(deadline)
+        if self.sync.phase is not Phase.SWITCHED:
+            return ()
+        lagging = self.sync.those(Progress.SWITCHED)
+        if unready is Unready.ABORT:
+            raise RelocationError(
+                MigrationErrorCode.MIGRATION_ALREADY_IN_PROGRESS,
+                f"connections have not followed the last move yet: {', '.join(lagging)}; wait for "
+                "them, or go without them (--unready leave)",
+            )
+        return lagging
+
+    def _situation(self, without: Collection[str] = ()) -> Situation:
         return Situation(
             migration=self._options,
             current=self._router.endpoint.address,
             connections={
                 name: protocol.connection
                 for name, protocol in self.connections().items()
-                if self._router.is_movable(protocol)
+                if self._router.is_movable(protocol) and name not in without
             },
             handshaking=[
                 protocol.connection.stable_id
@@ -501,6 +532,7 @@ class Relocator:
                 migration.prepared.set_result(self._preparation(migration))
             if phase is Phase.SERVING and migration.switched_at is not None:
                 migration.done_at = self._loop.time()
+                migration.lost = self.sync.those(*_LOST)
                 migration.done.set()
         self._publish(ServerEvent(None, PhaseChanged(phase)))
 

@@ -171,8 +171,9 @@ class Server:
                 instead of the same for all; the others are closed at the switch.
             deadline: Seconds to wait until all are ready.
             unready: What to do with clients that cannot be moved as is asked for, because they were
-                told of another move before and cannot be told that it will not be: refuse, or go
-                without them.
+                told of another move before and cannot be told that it will not be, or have not
+                followed the last one: refuse, or go without them. The latter have until the
+                deadline before.
             destination: Where the server will go, if that is known: whether its clients will find
                 it there is looked at before anything is announced.
             bind: The same, for a move within this host: whether the address can be bound, too.
