@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,18 @@ from hypothesis import strategies as st
 
 from quicferry.relocation.images import Compression
 
+ARRAYS = b"\xdd\x00\x60\x00\x00" + b"\x90" * (6 << 20)
+"""Empty arrays, six million of them."""
+
 FOUND: list[tuple[str, Any]] = [
     ("images", (Compression.NONE, [("a\0b", b"")])),
+    ("messages", b"\x01" + ARRAYS),
+    ("agent", [(1 + len(ARRAYS)).to_bytes(4, "big") + b"\x01" + ARRAYS]),
+    ("snapshots", b"QFCS\x00\x02" + zlib.crc32(ARRAYS).to_bytes(4, "big") + ARRAYS),
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), FOUND)
+@pytest.mark.parametrize(("name", "value"), FOUND, ids=[name for name, _ in FOUND])
 def test_what_was_found(name: str, value: Any) -> None:
     check(TARGETS[name], value)
 

@@ -121,11 +121,15 @@ _units = st.sampled_from(
 
 
 def _bomb(unit: bytes, times: int, nested: int) -> bytes:
-    return b"\x91" * nested + b"\xdd" + times.to_bytes(4, "big") + unit * times
+    content = (unit * times)[: 6 << 20]
+    return b"\x91" * nested + b"\xdd" + times.to_bytes(4, "big") + content
 
 
 _bombs = st.builds(
-    _bomb, _units, st.sampled_from([10, 1000, 10_000]), st.sampled_from([0, 1, 5, 600])
+    _bomb,
+    _units,
+    st.sampled_from([10, 1000, 100_000, 1_000_000, 6 << 20]),
+    st.sampled_from([0, 1, 5, 600]),
 )
 _kinds = st.sampled_from(sorted(KINDS)).map(lambda kind: bytes([kind]))
 
