@@ -357,3 +357,33 @@ async def test_an_upload_longer_than_announced_ends_where_it_is_too_long() -> No
             await http.client.request("POST", "/", headers={"content-length": "12"}, body=endless())
         assert produced == 3
         assert (await http.client.request("POST", "/", body=b"next")).body == b"next"
+
+
+async def test_responses_that_nobody_reads_share_what_a_connection_may_keep() -> None:
+    number, piece, window = 40, 10_000, 1 << 14
+    produced = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal produced
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+            produced += piece
+        await send({"type": "http.response.body", "body": b""})
+
+    configuration = client_configuration(max_stream_data=window)
+    async with (
+        served(app) as server,
+        http_client(server, configuration=configuration) as client,
+        AsyncExitStack() as stack,
+    ):
+        streams = [
+            await stack.enter_async_context(client.stream("GET", "/")) for _ in range(number)
+        ]
+        protocol = await server_side(server, client)
+        for _ in range(20):
+            await protocol.ping()
+        # The first ones had the connection for themselves.
+        assert number * window <= produced <= number * (window + 2 * piece) + (4 << 20)
+        assert [len(await stream.read()) for stream in streams[:2]] == [100 * piece] * 2

@@ -3,7 +3,7 @@
 hypercorn's `H3Protocol` turns requests into ASGI calls and what the application sends into HTTP/3.
 `AsgiBridge` is that class with what it lacks for a server under load:
 
-- *Backpressure*: `send` waits while more than `HIGH_WATER` bytes of its stream are unsent, and what
+- *Backpressure*: `send` waits while more than its share of `HIGH_WATER` bytes is unsent, and what
   an application has not read of a request is not granted to the client again (flow control).
 - *Isolation*: each request has a queue and a task of its own, so that one whose application does
   not read holds up no other. Tasks of an application that send on one response at the same time
@@ -76,7 +76,10 @@ logger = logging.getLogger("quicferry.server")
 HIGH_WATER = 256 * 1024
 """Bytes of a response that may wait to be sent before the application has to wait."""
 
-LOW_WATER = HIGH_WATER // 2
+CONNECTION_WATER = 4 * HIGH_WATER
+"""The same for all responses of a connection together, which have equal shares."""
+
+SMALLEST_SHARE = 16 * 1024
 
 DRAIN_WATER = 8 << 20
 """The same while requests are brought to their end: what is not sent is carried along."""
@@ -381,7 +384,7 @@ class AsgiBridge(H3Protocol):
     async def _room(self, exchange: Exchange) -> None:
         """Wait until enough of a response has been sent."""
         is_draining = self.gate.admission is not Admission.ALL
-        limit = DRAIN_WATER if is_draining else HIGH_WATER
+        limit = DRAIN_WATER if is_draining else self._share
         if self._quic.stream_backlog(exchange.stream_id) < limit:
             return
         exchange.room = asyncio.get_running_loop().create_future()
@@ -396,7 +399,13 @@ class AsgiBridge(H3Protocol):
     def transmitted(self) -> None:
         """Let those go on for whose responses there is room again."""
         self._news.set()
-        self._let_go_on(LOW_WATER)
+        self._let_go_on(self._share // 2)
+
+    @property
+    def _share(self) -> int:
+        """Bytes of each response that may wait: a client that reads nothing takes no more."""
+        share = CONNECTION_WATER // max(1, len(self._exchanges))
+        return min(HIGH_WATER, max(SMALLEST_SHARE, share))
 
     def _let_go_on(self, limit: int) -> None:
         for exchange in self._waiting:

@@ -42,7 +42,10 @@ _ENDLESS = 1 << 40
 _INDEXED_FIELDS = 900_000
 _SILENT_CLIENTS = 10
 _SLOW_CLIENTS = 20
+_DOWNLOADS = 20
 _FULL_CLIENTS = 10
+_BETWEEN = 0.1
+"""Seconds between two clients that ask for much: what they ask for is the application's work."""
 _BOMB = 6 << 20
 
 
@@ -241,7 +244,9 @@ def _never_reading(site: Site) -> int:
     """Ask for much, and read nothing; the sockets' buffers fill, and nothing is acknowledged."""
     body = request((b":path", b"/bytes/100000000"))
     return _crowd(
-        site, _SLOW_CLIENTS, lambda puppet: [puppet.open(body, ends=True) for _ in range(20)]
+        site,
+        _SLOW_CLIENTS,
+        lambda puppet: [puppet.open(body, ends=True) for _ in range(_DOWNLOADS)],
     )
 
 
@@ -250,8 +255,10 @@ def _slow_reading(site: Site) -> int:
     body = request((b":path", b"/bytes/100000000"))
     crowd = _connected(site, _SLOW_CLIENTS)
     for puppet in crowd:
-        for _ in range(20):
+        for _ in range(_DOWNLOADS):
             puppet.open(body, ends=True)
+        puppet.turn()
+        time.sleep(_BETWEEN)
     until = max(site.until, time.monotonic() + LEAST)
     while time.monotonic() < until:
         for puppet in crowd:
@@ -286,6 +293,7 @@ def _crowd(site: Site, number: int, ask: Callable[[Puppet], list[int]]) -> int:
     for puppet in crowd:
         count += len(ask(puppet))
         puppet.turn(reads=False)
+        time.sleep(_BETWEEN)
     say("begun")
     time.sleep(max(0.0, site.until - time.monotonic()))
     return count

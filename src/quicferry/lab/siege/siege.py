@@ -29,7 +29,7 @@ MOST_WAITING = 0.1
 """Seconds that the good client's 99th percentile may take under attack."""
 MOST_TIMES = 10.0
 """How many times as long as without the attack it may take."""
-MOST_GROWTH = 96 << 20
+MOST_GROWTH = 64 << 20
 """Bytes that the server's resident memory may grow by."""
 
 _START_LIMIT = 20.0
