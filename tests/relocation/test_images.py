@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from quicferry.relocation.errors import HandoverError
-from quicferry.relocation.images import Compression, ImageReceiver, ImageSender
+from quicferry.relocation.images import Compression, ImageReceiver, ImageSender, wipe_leftovers
 from quicferry.relocation.messages import MAX_PIECE
 
 COMPRESSIONS = pytest.mark.parametrize("compression", list(Compression), ids=lambda it: it.value)
@@ -136,3 +136,17 @@ def test_images_that_have_changed_are_noticed(target: Path, size: int) -> None:
     with pytest.raises(HandoverError, match=f"image has {size} bytes, and 4"):
         receiver.check()
     receiver.close()
+
+
+async def test_what_processes_that_are_gone_have_left_is_wiped(tmp_path: Path) -> None:
+    """Nothing else is: others are at work beside this process."""
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    living, left = f"{os.getpid()}-0123", f"{gone.pid}-0123"
+    others = [living, "x-0123", f"{gone.pid}", "-0123"]
+    for name in (left, *others):
+        (tmp_path / name).mkdir()
+    await wipe_leftovers(tmp_path)
+    assert not (tmp_path / left).exists()
+    assert all((tmp_path / name).exists() for name in others)
+    await wipe_leftovers(tmp_path / "nowhere")

@@ -23,9 +23,11 @@ from quicferry.relocation.messages import (
     Ask,
     Carried,
     Carry,
+    CarryImage,
     CarryState,
     Commit,
     Committed,
+    ContainerOffer,
     Followed,
     Held,
     Message,
@@ -379,6 +381,70 @@ def test_memory_is_bounded_and_questions_drive_nothing_out_that_lives() -> None:
     assert history.answer(Ask(ID)) == Committed(ID)
     known = [history.knows(b"\1" + n.to_bytes(15, "big")) for n in range(2 * MOST_REMEMBERED)]
     assert known == [False] * MOST_REMEMBERED + [True] * MOST_REMEMBERED
+
+
+def test_what_was_discarded_is_not_driven_out_by_what_costs_nothing() -> None:
+    """Neither by questions about nothing, nor by offers that are refused at once."""
+    history = History()
+    known = DestinationMachine(OFFER, history)
+    known.accept("192.0.2.1:4433")
+    known.fail("no room")
+    for number in range(2 * MOST_REMEMBERED):
+        id_ = b"\1" + number.to_bytes(15, "big")
+        history.answer(Ask(id_))
+        other = Offer(b"\2" + id_[1:], *list(vars(OFFER).values())[1:])
+        DestinationMachine(other, history).fail("no")
+    assert history.knows(ID)
+    assert history.answer(OFFER) == NoCopy(ID)
+
+
+# The pieces of a container
+
+CONTAINER = ContainerOffer(
+    *(ID, "1.0", "cold", "runc", "1.1", "shop", "sha256:0", "192.0.2.1:4433", 1, 0, 60.0, "none"),
+    *(b"", b""),
+)
+
+
+def receiving(*numbers: int) -> tuple[DestinationMachine, list[bool]]:
+    """Return a destination that gets pieces with these numbers, and which of them it takes."""
+    machine = DestinationMachine(CONTAINER, History())
+    machine.accept("192.0.2.1:4433")
+    taken = [DD.TAKE in machine.receive(CarryImage(ID, n, "pages-1.img", b"x")) for n in numbers]
+    return machine, taken
+
+
+@pytest.mark.parametrize(
+    ("numbers", "taken"),
+    [
+        ((0, 1, 2), [True, True, True]),
+        ((0, 0, 1, 0, 1, 2), [True, False, True, False, False, True]),
+        ((1, 0, 2, 1, 2), [False, True, False, True, True]),
+    ],
+)
+def test_each_piece_is_taken_once_and_in_its_place(
+    numbers: tuple[int, ...], taken: list[bool]
+) -> None:
+    """They are appended to images, so one that comes again or too early would spoil them."""
+    machine, found = receiving(*numbers)
+    assert found == taken
+    assert DD.IMPORT in machine.receive(Carried(ID, 3))
+
+
+@pytest.mark.parametrize(("numbers", "announced"), [((0, 2), 2), ((0, 2), 3), ((1,), 1), ((0,), 0)])
+def test_pieces_that_are_missing_are_noticed(numbers: tuple[int, ...], announced: int) -> None:
+    machine, _ = receiving(*numbers)
+    answer = machine.receive(Carried(ID, announced))
+    assert answer == [DD.DISCARD, Refused(ID, "not all that was sent has arrived")]
+
+
+def test_no_piece_is_taken_before_the_offer_is_accepted_or_after_all_have_come() -> None:
+    machine = DestinationMachine(CONTAINER, History())
+    assert machine.receive(CarryImage(ID, 0, "a", b"x")) == []
+    machine.accept("192.0.2.1:4433")
+    assert DD.TAKE in machine.receive(CarryImage(ID, 0, "a", b"x"))
+    assert DD.IMPORT in machine.receive(Carried(ID, 1))
+    assert machine.receive(CarryImage(ID, 1, "a", b"x")) == []
 
 
 # Any sequence

@@ -97,8 +97,9 @@ def write_archive(path: Path, **changes: Any) -> None:
         {"destination": "/etc/hosts", "source": f"/run/{IDENTITY}/hosts", "type": "bind"},
         {"destination": "/tmp", "source": "tmpfs", "type": "tmpfs"},
     ]
+    spec = {"mounts": mounts, "process": {"user": {"uid": 61000, "gid": 61000}}}
     with tarfile.open(path, "w") as archive:
-        for name, value in (("config.dump", config), ("spec.dump", {"mounts": mounts})):
+        for name, value in (("config.dump", config), ("spec.dump", spec)):
             data = json.dumps(value).encode()
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -113,6 +114,7 @@ def test_an_archive_is_understood(tmp_path: Path) -> None:
         image="localhost/app:1",
         socket=Path("/run/quicferry/app/server.sock"),
         sources=(Path("/srv/data"),),
+        user=(61000, 61000),
     )
 
 

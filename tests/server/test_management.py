@@ -465,3 +465,23 @@ def test_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     assert management_directory() == tmp_path / f"quicferry-{os.getuid()}"
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere", "directory", "file"])
+def test_directory_that_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads_to: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "directory").mkdir(mode=0o700)
+    (tmp_path / "file").touch(mode=0o600)
+    (tmp_path / "quicferry").symlink_to(tmp_path / leads_to)
+    with pytest.raises(ConfigurationError, match="not a directory of this user alone"):
+        management_directory()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="name another path for the socket"):
+        management_directory()

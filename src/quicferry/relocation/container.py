@@ -12,7 +12,8 @@ import asyncio
 import base64
 import contextlib
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from quicferry import __version__
 from quicferry.protocol import Address, MigrationProtocol, QuicferryError, protocol_name
 from quicferry.server import (
+    Farewell,
     ManagementClient,
     ManagementError,
     RelocationError,
@@ -28,9 +30,11 @@ from quicferry.server import (
     RelocationEvent,
     Unready,
 )
+from quicferry.transport import address_from_network
 
 from . import messages
 from .container_reception import PAGES_LIMIT
+from .container_socket import manage
 from .doctor import problems
 from .engines import Engine, LazyDump, PageTls, SourceContainer, Technique
 from .errors import EngineError, HandoverError
@@ -48,6 +52,12 @@ from .urgency import Urgency
 DEFAULT_LEASE = 60.0
 """Seconds from the freeze within which a container has to live at the destination."""
 
+MOST_FAREWELLS = 2
+"""Datagrams that are sent to one client for a server that has gone."""
+LARGEST_FAREWELL = 1500
+"""Bytes of one."""
+
+_ENDS = ("source", "destination")
 _PROGRESS = 0.1
 """Seconds between two reports of how much was sent."""
 
@@ -108,7 +118,7 @@ class ContainerRelocation(Relocation):
         self._lazy: LazyDump | None = None
         self._writing: asyncio.Future[Any] | None = None
         self._suspending: asyncio.Future[dict[str, Any]] | None = None
-        self._farewells: list[dict[str, Any]] = []
+        self._farewells: list[Farewell] = []
         self._left: tuple[str, ...] = ()
         self._memory = 0
         self._pieces = 0
@@ -140,7 +150,7 @@ class ContainerRelocation(Relocation):
         self._sender = ImageSender(self._images, self._engine.grows, plan.compression)
         guard = Guard(self._engine.name, self._container.name, self._directory.path)
         self._guard = await self._resources.enter_async_context(guard)
-        management = ManagementClient.connect(self._container.socket)
+        management = manage(self._container.socket)
         self._management = await self._resources.enter_async_context(management)
         status = await self._management.command("status")
         self._memory = await self._container.memory()
@@ -193,13 +203,15 @@ class ContainerRelocation(Relocation):
 
     async def _freeze(self) -> None:
         self._tell_guard(Stage.SUSPENDED)
+        status = await self._command("status")
+        clients = {each["client"] for each in status["connections"]}
         memory = Memory.CARRIED if self._tls is None else Memory.FETCHED
         suspend = self._command("suspend", address=str(self._plan.address), memory=memory.value)
         self._suspending = asyncio.ensure_future(suspend)
         async with asyncio.timeout(self._patience):
             reply = await asyncio.shield(self._suspending)
         self._connections, self._left = tuple(reply["connections"]), tuple(reply["left"])
-        self._farewells = reply["farewells"]
+        self._farewells = list(farewells_of(reply["farewells"], self._address, clients))
         assert self._management is not None, "it has just answered"
         await self._management.wait_closed()
         if self._tls is None:
@@ -314,7 +326,7 @@ class ContainerRelocation(Relocation):
         if self._lazy is not None:
             await self._lazy.abandon()
         await self._container.resume()
-        async with ManagementClient.connect(self._container.socket) as management:
+        async with manage(self._container.socket) as management:
             try:
                 await management.command(command)
             except ManagementError as exc:
@@ -345,14 +357,40 @@ class ContainerRelocation(Relocation):
         return await self._management.command(name, **fields)
 
 
-def _say(farewells: Iterable[dict[str, Any]]) -> None:
+def farewells_of(
+    told: Iterable[dict[str, Any]], server: Address, clients: Collection[str]
+) -> Iterator[Farewell]:
+    """Yield the last words of a server that are sent for it, when it has gone.
+
+    Root sends them, who may send anything from anywhere. So they go from the server's address to
+    clients that it had, at most `MOST_FAREWELLS` each.
+
+    Args:
+        told: What the server wants to be sent.
+        server: Where it is.
+        clients: The addresses of its clients.
+    """
+    count: Counter[str] = Counter()
+    for each in told:
+        source, destination = (address_from_network(tuple(each[it])) for it in _ENDS)
+        data = base64.b64decode(each["data"])
+        if source is None or destination is None or len(data) > LARGEST_FAREWELL:
+            continue
+        is_its_own = source.port == server.port and (
+            server.host.is_unspecified or source.host == server.host
+        )
+        count[str(destination)] += 1
+        if is_its_own and str(destination) in clients and count[str(destination)] <= MOST_FAREWELLS:
+            yield Farewell(tuple(each["source"]), tuple(each["destination"]), data)
+
+
+def _say(farewells: Iterable[Farewell]) -> None:
     """Send datagrams that close connections, from the address that they had."""
     for farewell in farewells:
-        source, destination = tuple(farewell["source"]), tuple(farewell["destination"])
-        family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
+        family = socket.AF_INET6 if ":" in farewell.source[0] else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-            sock.bind(source)
-            sock.sendto(base64.b64decode(farewell["data"]), destination)
+            sock.bind(farewell.source)
+            sock.sendto(farewell.data, farewell.destination)
 
 
 async def find_server(container: SourceContainer) -> Address:
@@ -361,5 +399,5 @@ async def find_server(container: SourceContainer) -> Address:
     Raises:
         ManagementError: If it does not answer.
     """
-    async with ManagementClient.connect(container.socket) as management:
+    async with manage(container.socket) as management:
         return Address.parse((await management.command("status"))["address"])

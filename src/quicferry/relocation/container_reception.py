@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from quicferry.io import UdpSocket
 from quicferry.protocol import Address
-from quicferry.server import Completion, ManagementClient, ManagementError
+from quicferry.server import Completion, ManagementError
 
 from . import messages
 from .channel import Channel
+from .container_socket import manage
 from .destination import LEASE_MARGIN, Do
 from .doctor import problems
 from .engines import DestinationContainer, LazyRestore, Technique
@@ -259,5 +260,5 @@ class ContainerReception(Reception):
 
     async def _command(self, name: str, **fields: Any) -> dict[str, Any]:
         assert self._container is not None, "it was restored"
-        async with ManagementClient.connect(self._container.socket) as management:
+        async with manage(self._container.socket) as management:
             return await management.command(name, **fields)

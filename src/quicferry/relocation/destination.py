@@ -308,7 +308,8 @@ class DestinationMachine:
         if self.state is not before:
             if self.state is State.DISCARDED:
                 self.reason = shorten(reason)
-                self._history.discarded(self.handover)
+                was_accepted = before is not State.OFFERED
+                (self._history.discarded if was_accepted else self._history.denied)(self.handover)
             elif self.state is State.OWNED:
                 self._history.committed(self.handover)
         return [self._do(do) for do in step.actions]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from quicferry.protocol import QuicferryError
+from quicferry.relocation.container_socket import manage
 from quicferry.relocation.engines import engine_class
 from quicferry.relocation.guard import Stage
 from quicferry.relocation.images import wipe
-from quicferry.server import ManagementClient
 
 
 async def _watch(engine: str, container: str, directory: Path) -> None:
@@ -53,7 +53,7 @@ async def _bring_back(engine: str, name: str, stage: Stage, pages: list[Any] | N
     container = await engine_class(engine)().interrupted(name)
     if stage is Stage.SUSPENDED:
         await container.resume()
-    async with ManagementClient.connect(container.socket) as management:
+    async with manage(container.socket) as management:
         for command in ("resume", "abort"):  # which of them depends on how far it really was
             with contextlib.suppress(QuicferryError):
                 await management.command(command)

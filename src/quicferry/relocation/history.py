@@ -12,24 +12,31 @@ class History:
     """The handovers that have ended at this instance of a destination.
 
     Those that were committed are kept apart, so that no number of others drives them out: whoever
-    asks for one of them and is told that there is no copy would go on beside it.
+    asks for one of them and is told that there is no copy would go on beside it. So are those that
+    were accepted and came to nothing, from what only needs a message: offers that were refused, and
+    questions about handovers that nobody knows.
     """
 
     def __init__(self) -> None:
         self._committed: dict[bytes, None] = {}
         self._discarded: dict[bytes, None] = {}
+        self._denied: dict[bytes, None] = {}
 
     def committed(self, handover: bytes) -> None:
         """Remember that the connections came to live here."""
         _remember(self._committed, handover)
 
     def discarded(self, handover: bytes) -> None:
-        """Remember that there is no copy, and never will be."""
+        """Remember that there is no copy any more, and never will be."""
         _remember(self._discarded, handover)
+
+    def denied(self, handover: bytes) -> None:
+        """Remember that there has been no copy, and never will be."""
+        _remember(self._denied, handover)
 
     def knows(self, handover: bytes) -> bool:
         """Return whether this handover has ended, so that it must not begin."""
-        return handover in self._committed or handover in self._discarded
+        return any(handover in it for it in (self._committed, self._discarded, self._denied))
 
     def answer(self, message: Message) -> Message | None:
         """Return the answer to a message of a handover that nobody is at work on.
@@ -41,8 +48,8 @@ class History:
             None if there is nothing to say.
         """
         handover = message.handover
-        if handover not in self._committed:
-            self.discarded(handover)
+        if not self.knows(handover):
+            self.denied(handover)
         if not isinstance(message, AnyOffer | Commit | Ask):
             return None
         return Committed(handover) if handover in self._committed else NoCopy(handover)

@@ -69,8 +69,14 @@ def management_directory() -> Path:
         directory = Path(runtime) / "quicferry"
     else:
         directory = Path(tempfile.gettempdir()) / f"quicferry-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.lstat()
+    try:
+        with suppress(FileExistsError):  # also a link that leads nowhere
+            directory.mkdir(mode=0o700)
+        found = directory.lstat()
+    except OSError as exc:
+        raise ConfigurationError(
+            f"cannot make {directory}: {exc.strerror}; name another path for the socket"
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigurationError(
             f"{directory} is not a directory of this user alone; remove it, or name another path"

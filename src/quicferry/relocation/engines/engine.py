@@ -17,10 +17,13 @@ The order of calls at the source, where only `dump` or `dump_lazily` stops the c
 from __future__ import annotations
 
 import enum
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from quicferry.relocation.errors import EngineError
 
 
 class Technique(enum.Enum):
@@ -54,6 +57,22 @@ SOCKET_NAME = "server.sock"
 
 IMAGE_ANNOTATION = "io.quicferry.image"
 """The annotation of a container that says what it was made of; the same on both hosts."""
+
+
+_CONTAINER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def check_container_name(name: str) -> None:
+    """Check that a program can be given a name, and takes it for nothing else.
+
+    Raises:
+        EngineError: If not.
+    """
+    if not _CONTAINER_NAME.fullmatch(name):
+        raise EngineError(
+            f"{name!r} cannot be the name of a container: letters, digits, _, . and -, with a "
+            "letter or digit first"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ matter of its configuration.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from .engine import (
     PageTls,
     SourceContainer,
     Technique,
+    check_container_name,
 )
 from .podman_copies import CHECKPOINT, PRE_CHECKPOINT, keep_in_memory, let_go
 from .podman_facts import Archive, Image, Inspected
@@ -131,7 +133,9 @@ class Podman(Engine):
         if self._image is None:
             raise EngineError("name what containers are made of here: --image NAME")
         try:
-            return Image.parse(await run("podman", "image", "inspect", self._image, limit=_QUICK))
+            return Image.parse(
+                await run("podman", "image", "inspect", "--", self._image, limit=_QUICK)
+            )
         except EngineError as exc:
             raise EngineError(
                 f"there is no image {self._image} here ({exc}); copy it with `podman save` and "
@@ -218,6 +222,7 @@ class _Destination(DestinationContainer):
         self.socket = archive.socket
         try:
             self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chown(self.socket.parent, *archive.user)
             self.socket.unlink(missing_ok=True)  # of a server that was here before
         except OSError as exc:
             raise EngineError(f"cannot prepare {self.socket.parent}: {exc.strerror}") from None
@@ -292,8 +297,11 @@ async def _podman(*arguments: str, log: Path) -> None:
 
 async def _inspect(name: str) -> Inspected | None:
     """Return what Podman knows of a container, by its name or ID; None if nothing."""
+    check_container_name(name)
     try:
-        return Inspected.parse(await run("podman", "container", "inspect", name, limit=_QUICK))
+        return Inspected.parse(
+            await run("podman", "container", "inspect", "--", name, limit=_QUICK)
+        )
     except EngineError as exc:
         if "no such container" in str(exc):
             return None
@@ -303,7 +311,7 @@ async def _inspect(name: str) -> Inspected | None:
 async def _remove(name: str) -> None:
     found = await _inspect(name)
     if found is not None:
-        await run("podman", "rm", "--force", "--time", "0", found.identity, limit=_QUICK)
+        await run("podman", "rm", "--force", "--time", "0", "--", found.identity, limit=_QUICK)
         await let_go(found.directory)
 
 

@@ -108,6 +108,7 @@ class Archive:
         image: The name of the image that it was made of.
         socket: The management socket of its server, on either host.
         sources: What it mounts of the host, beside the directory of the socket.
+        user: The numbers of the user and group that its first process runs as.
     """
 
     identity: str
@@ -115,6 +116,7 @@ class Archive:
     image: str
     socket: Path
     sources: tuple[Path, ...]
+    user: tuple[int, int]
 
     @classmethod
     def read(cls, path: Path) -> Archive:
@@ -126,7 +128,8 @@ class Archive:
         try:
             with tarfile.open(path, "r:") as archive:
                 config = json.load(_member(archive, "config.dump"))
-                mounts = json.load(_member(archive, "spec.dump"))["mounts"]
+                spec = json.load(_member(archive, "spec.dump"))
+            mounts, user = spec["mounts"], spec["process"]["user"]
             socket = _socket((m["destination"], m["source"]) for m in mounts)
             if socket is None:
                 raise KeyError(SOCKET_DIRECTORY)
@@ -143,6 +146,7 @@ class Archive:
                 sources=tuple(
                     path for path in bound if identity not in path.parts and path != socket.parent
                 ),
+                user=(int(user["uid"]), int(user["gid"])),
             )
         except (OSError, ValueError, KeyError, TypeError, tarfile.TarError):
             raise EngineError(

@@ -36,6 +36,7 @@ from .engine import (
     PageTls,
     SourceContainer,
     Technique,
+    check_container_name,
 )
 from .processes import memory_of
 from .program import Program, run, start
@@ -219,19 +220,19 @@ class _Source(_Container, SourceContainer):
     async def dump(self, images: Path) -> None:
         """Pause it and write everything, or what has changed since `pre_dump`."""
         self._bundle.configure_criu()
-        await run("runc", "pause", self.name, limit=_QUICK)
+        await run("runc", "pause", "--", self.name, limit=_QUICK)
         await self._checkpoint(images, _FINAL, "--leave-running", *_parent(images))
 
     async def dump_lazily(self, images: Path, tls: PageTls, host: str) -> LazyDump:
         """Pause it and write everything but its memory."""
         self._bundle.configure_criu(tls, host)
-        await run("runc", "pause", self.name, limit=_QUICK)
+        await run("runc", "pause", "--", self.name, limit=_QUICK)
         port = _free_port(host)
         with _status_pipe(images.parent / _WORK) as (ours, theirs):
             program = await start(
                 *self._arguments(images, _FINAL, "--leave-running", *_parent(images)),
                 *("--lazy-pages", "--page-server", f"{host}:{port}"),
-                *("--status-fd", str(theirs), self.name),
+                *("--status-fd", str(theirs), "--", self.name),
                 pass_fds=[theirs],
             )
             dump = _Lazy(program, images.parent / _WORK / "dump.log", host, port)
@@ -246,11 +247,11 @@ class _Source(_Container, SourceContainer):
         if state is None:
             raise EngineError(f"the container {self.name} has been ended by somebody else")
         if state["status"] == "paused":
-            await run("runc", "resume", self.name, limit=_QUICK)
+            await run("runc", "resume", "--", self.name, limit=_QUICK)
 
     async def _checkpoint(self, images: Path, directory: str, *options: str) -> None:
         try:
-            await run(*self._arguments(images, directory, *options), self.name, limit=_LIMIT)
+            await run(*self._arguments(images, directory, *options), "--", self.name, limit=_LIMIT)
         except EngineError as exc:
             raise criu.explain(exc, images.parent / _WORK / "dump.log") from None
 
@@ -334,7 +335,8 @@ class _Destination(_Container, DestinationContainer):
         bundle = ["--bundle", str(self._bundle.path)]
         try:
             await run(
-                *("runc", "restore", "--detach", *bundle, *paths, *options, self.name), limit=_LIMIT
+                *("runc", "restore", "--detach", *bundle, *paths, *options, "--", self.name),
+                limit=_LIMIT,
             )
         except EngineError as exc:
             with contextlib.suppress(EngineError):
@@ -344,8 +346,9 @@ class _Destination(_Container, DestinationContainer):
 
 async def _state(name: str) -> dict[str, Any] | None:
     """Return what runc knows of a container; None if nothing."""
+    check_container_name(name)
     try:
-        return dict(json.loads(await run("runc", "state", name, limit=_QUICK)))
+        return dict(json.loads(await run("runc", "state", "--", name, limit=_QUICK)))
     except EngineError as exc:
         if "does not exist" in str(exc):
             return None
@@ -364,7 +367,7 @@ async def _known(name: str) -> dict[str, Any]:
 
 async def _remove(name: str) -> None:
     if await _state(name) is not None:
-        await run("runc", "delete", "--force", name, limit=_QUICK)
+        await run("runc", "delete", "--force", "--", name, limit=_QUICK)
 
 
 async def _until_written(name: str) -> None:
