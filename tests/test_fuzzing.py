@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tarfile
 import time
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from fuzzing import harness
+from fuzzing.carried import archive
 from fuzzing.harness import STEP_LIMIT, FindingError, Steps, Target, check, explore
 from fuzzing.targets import TARGETS
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ ARRAYS = b"\xdd\x00\x60\x00\x00" + b"\x90" * (6 << 20)
 
 FOUND: list[tuple[str, Any]] = [
     ("images", (Compression.NONE, [("a\0b", b"")])),
+    ("archives", archive([("config.dump", tarfile.REGTYPE, b"[" * 100_000)])),
+    ("archives", archive([("config.dump", tarfile.REGTYPE, b" " * (32 << 20))])),
     ("messages", b"\x01" + ARRAYS),
     ("agent", [(1 + len(ARRAYS)).to_bytes(4, "big") + b"\x01" + ARRAYS]),
     ("snapshots", b"QFCS\x00\x02" + zlib.crc32(ARRAYS).to_bytes(4, "big") + ARRAYS),

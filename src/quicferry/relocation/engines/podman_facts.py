@@ -15,6 +15,18 @@ from .engine import SOCKET_DIRECTORY, SOCKET_NAME
 
 _RUNTIME = "runc"
 _IDENTITY = re.compile("[0-9a-f]{64}")
+_LONGEST_FACTS = 1 << 20
+"""Bytes of JSON in an archive; those of a usual container are some thousand."""
+_NONSENSE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    tarfile.TarError,
+)
+"""What comes of an archive that Podman has not made."""
 
 
 @dataclass(frozen=True)
@@ -127,45 +139,63 @@ class Archive:
         """
         try:
             with tarfile.open(path, "r:") as archive:
-                config = json.load(_member(archive, "config.dump"))
-                spec = json.load(_member(archive, "spec.dump"))
+                config = _content(archive, "config.dump")
+                spec = _content(archive, "spec.dump")
             mounts, user = spec["mounts"], spec["process"]["user"]
             socket = _socket((m["destination"], m["source"]) for m in mounts)
             if socket is None:
                 raise KeyError(SOCKET_DIRECTORY)
-            bound = [Path(m["source"]) for m in mounts if m["type"] == "bind"]
+            bound = [Path(_text(m["source"])) for m in mounts if m["type"] == "bind"]
             identity = config["id"]
             if not _IDENTITY.fullmatch(identity):  # it becomes a part of a path
                 raise ValueError
             return cls(
                 identity=identity,
-                name=config["name"],
-                image=config["rootfsImageName"],
+                name=_text(config["name"]),
+                image=_text(config["rootfsImageName"]),
                 socket=socket,
                 # Podman makes those that it has for the container itself.
                 sources=tuple(
                     path for path in bound if identity not in path.parts and path != socket.parent
                 ),
-                user=(int(user["uid"]), int(user["gid"])),
+                user=(_number(user["uid"]), _number(user["gid"])),
             )
-        except (OSError, ValueError, KeyError, TypeError, tarfile.TarError):
+        except _NONSENSE:
             raise EngineError(
                 "what has arrived is no checkpoint of Podman with a quicferry server in it; the "
                 "transfer was damaged, or the hosts have different versions of Podman"
             ) from None
 
 
-def _member(archive: tarfile.TarFile, name: str) -> Any:
+def _text(value: object) -> str:
+    """Return a text that files may be called by; raises ValueError if it is none."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _number(value: object) -> int:
+    """Return the number of a user or group; raises ValueError if it is none."""
+    if type(value) is not int or not 0 <= value < (1 << 32) - 1:
+        raise ValueError
+    return value
+
+
+def _content(archive: tarfile.TarFile, name: str) -> Any:
+    """Return what the JSON in a member says; raises one of `_NONSENSE` if there is none."""
     file = archive.extractfile(name)
     if file is None:
         raise KeyError(name)
-    return file
+    text = file.read(_LONGEST_FACTS + 1)
+    if len(text) > _LONGEST_FACTS:
+        raise ValueError
+    return json.loads(text)
 
 
 def _socket(mounts: Any) -> Path | None:
     """Return where the management socket is, by pairs of destination and source."""
     sources = (source for destination, source in mounts if destination == SOCKET_DIRECTORY)
-    return next((Path(source) / SOCKET_NAME for source in sources), None)
+    return next((Path(_text(source)) / SOCKET_NAME for source in sources), None)
 
 
 def _obstacle(found: dict[str, Any]) -> str | None:
