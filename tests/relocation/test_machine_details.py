@@ -105,6 +105,7 @@ def test_what_is_held_and_what_is_owned() -> None:
     ]
     for give in steps:
         assert not history.knows(ID)
+        assert machine.awaits_freeze == (len(seen) < 3)
         give()
         seen.append((machine.holds, machine.owns))
     assert seen == [(False, False)] * 4 + [(True, False)]
@@ -131,5 +132,6 @@ def test_what_is_asked_again_is_remembered_longer() -> None:
     for number in range(2 * MOST_REMEMBERED):
         history.answer(Ask(b"\1" + number.to_bytes(15, "big")))
         if number % (MOST_REMEMBERED // 2) == 0:
+            assert history.knows(ID)
             assert history.answer(Ask(ID)) == NoCopy(ID)
     assert history.knows(ID)
