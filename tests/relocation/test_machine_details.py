@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quicferry.relocation.destination import DestinationMachine, Do, State
-from quicferry.relocation.history import MOST_REMEMBERED, History
+from quicferry.relocation.history import History
 from quicferry.relocation.messages import (
     Abort,
     Accepted,
@@ -20,7 +20,6 @@ from quicferry.relocation.messages import (
     Committed,
     ContainerOffer,
     Message,
-    NoCopy,
     Offer,
     Received,
     Refused,
@@ -124,14 +123,3 @@ def test_state_that_was_not_announced_is_not_taken() -> None:
     machine = DestinationMachine(OFFER, History())
     machine.accept("192.0.2.1:4433")
     assert machine.receive(CarryState(ID, b"")) == []
-
-
-def test_what_is_asked_again_is_remembered_longer() -> None:
-    history = History()
-    history.answer(Ask(ID))
-    for number in range(2 * MOST_REMEMBERED):
-        history.answer(Ask(b"\1" + number.to_bytes(15, "big")))
-        if number % (MOST_REMEMBERED // 2) == 0:
-            assert history.knows(ID)
-            assert history.answer(Ask(ID)) == NoCopy(ID)
-    assert history.knows(ID)
