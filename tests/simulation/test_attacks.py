@@ -25,20 +25,16 @@ from simulated_pair import (
     pair,
     pool,
 )
-from support import genuine_elsewhere
 
 from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, SimulatedAddress
 from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     Address,
-    ClientMigration,
     FrameType,
     MigrationAddress,
     MigrationCompleted,
     MigrationProtocol,
-    Policy,
     PoolAddressReceived,
-    Scheduler,
     ServerMigration,
 )
 from quicferry.protocol.options import MAX_POOL_SIZE
@@ -278,88 +274,9 @@ def test_refused_ipv6_addresses(host: str) -> None:
         assert closed_with(it.client) == QuicErrorCode.PROTOCOL_VIOLATION
 
 
-# Amplification: a hostile server names a third party, which never answers, and falls silent.
-#
-# What a server can make one client send to an address that never answers, for one frame of 25
-# bytes: PATH_CHALLENGE datagrams of 36 bytes (eager, parallel pool), or (reactive, proactive, other
-# schedulers) three full datagrams at first, four more one by one, and then at most 180 bytes for
-# each probe. In both cases one probe each 20 ms for 20 seconds, and then four a second for ten
-# minutes. RFC 9000 21.5.3 demands a bound, and 8.1 would have the same seven datagrams sent to a
-# server that does not answer the handshake.
+# Amplification: what a hostile server can make its clients send is in test_budget.py.
 
 CHALLENGE_SIZE = 36
-FULL_SIZE = 1200
-SMALL_PROBE_SIZE = 180
-FURTHER_PROBES = 5
-"""The first one, one that is asked for, and those at probe timeouts."""
-QUICK_PROBES = 1000
-SLOW_PROBES = 2400
-
-
-def probes_within(seconds: int) -> int:
-    """Return how many probes a client may send to one address."""
-    return FURTHER_PROBES + min(seconds, 20) * 50 + max(seconds - 20, 0) * 4
-
-
-def starve(it: Pair, seconds: float) -> None:
-    """Give the client much to send, and let nobody answer."""
-    it.requests.start([[Exchange(500_000, 0)]])
-    it.network.run_for(0.001)
-    it.host.freeze()
-    it.network.run_for(seconds)
-
-
-@pytest.mark.parametrize("seconds", [1, 58])
-@pytest.mark.parametrize("policy", Policy)
-def test_amplification_by_announced_address(policy: Policy, seconds: int) -> None:
-    with pair(8, client=ClientMigration(policy=policy)) as it:
-        towards_victim = sent_to(it, AWAY)
-        it.deliver(it.client, genuine(it.server, server_migration(AWAY)), HOME)
-        it.client.migrating.probe_server_address(now=it.network.now)
-        it.client.flush()
-        starve(it, seconds)
-        probes = probes_within(seconds)
-        assert 0 < len(towards_victim) <= probes + 4
-        limit = probes * CHALLENGE_SIZE
-        if policy is not Policy.EAGER:
-            limit = 7 * FULL_SIZE + probes * SMALL_PROBE_SIZE
-        assert total(towards_victim) <= limit
-
-
-@pytest.mark.parametrize("scheduler", Scheduler)
-def test_amplification_by_pool(scheduler: Scheduler) -> None:
-    victims = [(f"10.0.2.{number}", 4433) for number in range(1, 7)]
-    with pair(9, client=ClientMigration(scheduler=scheduler)) as it:
-        towards_victims = [sent_to(it, victim) for victim in victims]
-        for victim in victims:
-            it.deliver(it.client, genuine(it.server, pool_address(victim)), HOME)
-        it.client.migrating.probe_server_address(now=it.network.now)
-        it.client.flush()
-        starve(it, 58)
-        probes = probes_within(58)
-        for datagrams in towards_victims:
-            assert 0 < len(datagrams) <= probes + 4
-            assert total(datagrams) <= 7 * FULL_SIZE + probes * SMALL_PROBE_SIZE
-        if scheduler is Scheduler.PARALLEL:
-            assert all(total(d) <= probes * CHALLENGE_SIZE for d in towards_victims)
-
-
-@pytest.mark.parametrize("policy", Policy)
-def test_amplification_by_a_server_that_seems_to_come_and_go(policy: Policy) -> None:
-    """It forges the source of its packets, and each time lets the client come back home."""
-    with pair(11, client=ClientMigration(policy=policy)) as it:
-        towards_victim = sent_to(it, AWAY)
-        it.deliver(it.client, genuine(it.server, server_migration(AWAY)), HOME)
-        forged = 0
-        for _ in range(200):
-            packet = genuine_elsewhere(it, PING)
-            forged += len(packet)
-            it.deliver(it.client, packet, AWAY)
-            it.network.run_for(0.001)
-            it.deliver(it.client, genuine(it.server, PING), HOME)
-            it.network.run_for(0.001)
-        limit = 3 * forged + 3 * FULL_SIZE + probes_within(1) * CHALLENGE_SIZE
-        assert 0 < total(towards_victim) <= limit
 
 
 def test_amplification_ends() -> None:
@@ -370,7 +287,7 @@ def test_amplification_ends() -> None:
         for _ in range(20):
             it.network.run_for(40)
             it.exchange()
-        assert len(towards_victim) <= QUICK_PROBES + SLOW_PROBES + 1
+        assert len(towards_victim) <= 700
         assert it.network.now - towards_victim[-1].time > 100
         # Should the server move after all, a timeout starts it again.
         it.relocate(AWAY)

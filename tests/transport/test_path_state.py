@@ -268,13 +268,13 @@ def test_the_servers_backoff_starts_from_zero(protocol: MigrationProtocol) -> No
 
 @pytest.mark.parametrize("policy", Policy)
 def test_the_clients_backoff_is_capped_while_it_looks(policy: Policy) -> None:
-    """Found within one interval after five seconds, not after a timeout of as many."""
+    """Found within one interval after three seconds, not after a timeout of as many."""
     with wired_pair(client=ClientMigration(policy=policy)) as (it, _):
         it.exchange(TRANSFER)
         imminent(it, EXPLICIT)
         it.host.freeze()
         it.requests.start([[SMALL]])
-        it.network.run_for(5.017)
+        it.network.run_for(3.017)
         switched = it.network.now
         it.host.resume(AWAY)
         it.network.run_until(lambda: it.requests.done, limit=1, what="the request")
@@ -290,7 +290,7 @@ def test_the_clients_backoff_is_capped_with_a_pool(scheduler: Scheduler) -> None
         imminent(it, POOL)
         it.host.freeze()
         it.requests.start([[SMALL]])
-        it.network.run_for(5.017)
+        it.network.run_for(3.017)
         switched = it.network.now
         it.host.resume(AWAY)
         it.network.run_until(lambda: it.requests.done, limit=1, what="the request")

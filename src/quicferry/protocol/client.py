@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from . import events
 from .address import Address, MigrationAddress, refusal
 from .client_table import PROTOCOLS, TABLE, VALIDATING, VIOLATIONS, Do, Input, State
+from .effort import Effort
 from .errors import ConnectionErrorCode, PeerError
 from .frames import (
     MigrationFrame,
@@ -41,13 +42,11 @@ __all__ = [
     "State",
 ]
 
+_CHALLENGING = (State.CHALLENGING, State.POOL_CHALLENGING)
 _ANNOUNCING = MigrationProtocol.EXPLICIT | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
 
-# How long probing goes on: at the configured interval at first, then slowly. With the defaults
-# these are 20 seconds and 10 minutes.
-_QUICK_PROBES = 1000
-_SLOW_PROBES = 2400
-_SLOW_INTERVAL = 0.25
+# A probe by redirection is larger than a question.
+_WEIGHT_OF_REDIRECTION = 1.5
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ class ClientMachine:
         self._is_withdrawn = False
         self._newest_packet = -1
         self._newest_state_packet = -1
-        self._probes = 0
+        self._effort = Effort(options.probe_interval)
+        self._turns = 0
         self._probing_reported: set[Address] = set()
         self._actions: list[Action] = []
 
@@ -229,6 +229,8 @@ class ClientMachine:
 
     def timeout(self) -> list[Action]:
         """Handle a probe timeout (RFC 9002 6.2), or the wish to look for the server now."""
+        if self.state in _CHALLENGING:
+            self._effort.look_closely(self._newest_packet)
         pool = [address for address in self._pool if address != self.home]
         if not pool:
             self._step(Input.TIMEOUT)
@@ -240,7 +242,8 @@ class ClientMachine:
 
     def probe_due(self) -> list[Action]:
         """Handle the probe timer set by `SetProbeTimer`."""
-        exhausted = self._probes >= _QUICK_PROBES + _SLOW_PROBES
+        self._effort.calm_down(self._newest_packet)
+        exhausted = self._effort.is_exhausted
         self._step(Input.PROBES_EXHAUSTED if exhausted else Input.PROBE_DUE)
         return self.take_actions()
 
@@ -271,7 +274,7 @@ class ClientMachine:
             is_overheard: Whether that address was asked because of what was overheard from there.
         """
         self._newest_packet = max(self._newest_packet, packet_number)
-        asks = is_overheard or self.state in (State.CHALLENGING, State.POOL_CHALLENGING)
+        asks = is_overheard or self.state in (*_CHALLENGING, *VALIDATING)
         if address == self._moved_to:
             self._step(Input.VALIDATED)
         elif source == address and (asks or address == self.home):
@@ -428,7 +431,8 @@ class ClientMachine:
                 self._redirect(self._announced, MigrationProtocol.EXPLICIT)
                 # The timeout may have been mere loss, with a server at home that has nothing to
                 # say: it would never be heard again, so every other probe asks home as well.
-                if self._probes % 2 == 0:
+                self._turns += 1
+                if self._turns % 2 == 0:
                     self._actions.append(AskHome())
             case Do.REDIRECT_TO_NEXT:
                 target = self._schedule.next_address(self.home, self._pool)
@@ -456,13 +460,14 @@ class ClientMachine:
         for address in addresses:
             self._report_probing(protocol, address)
         self._actions.append(Challenge(tuple(addresses)))
-        self._set_probe_timer()
+        self._set_probe_timer(len(addresses), (1 + len(addresses)) / 2)
 
     def _redirect(self, address: Address, protocol: MigrationProtocol) -> None:
         if address != self.home:
             self._report_probing(protocol, address)
         self._actions.append(Redirect(address))
-        self._set_probe_timer()
+        weight = 0.0 if address == self.home else _WEIGHT_OF_REDIRECTION
+        self._set_probe_timer(weight, weight)
 
     def _report_probing(self, protocol: MigrationProtocol, address: Address) -> None:
         # Once for each address and migration
@@ -470,15 +475,12 @@ class ClientMachine:
             self._probing_reported.add(address)
             self._emit(events.ProbingStarted(protocol, address))
 
-    def _set_probe_timer(self) -> None:
-        self._probes += 1
-        interval = self._options.probe_interval
-        if self._probes > _QUICK_PROBES:
-            interval = max(interval, _SLOW_INTERVAL)
-        self._actions.append(SetProbeTimer(interval))
+    def _set_probe_timer(self, packets: float, steps: float) -> None:
+        self._actions.append(SetProbeTimer(self._effort.spend(packets, steps)))
 
     def _stop_probing(self) -> None:
-        self._probes = 0
+        self._effort.restart()
+        self._turns = 0
         self._schedule.restart()
         self._actions.append(SetProbeTimer(None))
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath, stream_is_unidirectional
+from aioquic.quic.connection import (
+    NEW_CONNECTION_ID_FRAME_CAPACITY,
+    QuicNetworkPath,
+    stream_is_unidirectional,
+)
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.stream import QuicStream
@@ -36,6 +40,7 @@ from quicferry.protocol.client import (
 from quicferry.protocol.suite import MigrationProtocol
 
 from .addresses import NetworkAddress, address_from_network, read_address
+from .asking import Pace, named_budget, unnamed_budget
 from .client_paths import MAX_UNNAMED, ClientPaths, address_of
 from .connection_ids import PeerConnectionIds
 from .probe import ProbeBuilder, probe_size
@@ -50,18 +55,10 @@ _VALIDATION_TIMEOUT = 3.0
 _FIRST_PROBE_DATAGRAMS = 3
 _FULL_PROBES = 5
 _SMALL_PROBE = 180
-# Every challenge may cost the server one of the connection IDs that we have issued, and it closes
-# the connection when it has none left. So many round trips of the path in use must be over before
-# the first of as many challenges counts for answered or lost.
-_UNANSWERED_FOR = 1.5
-_FEW_CONNECTION_IDS = 2
-# With a server that was seen to spend them, at least so many seconds: the new path may be longer.
-_UNANSWERED_AT_LEAST = 0.3
+# Bytes of a challenge and a connection ID to answer it with
+_CHALLENGE_AND_ID = 1 + 8 + NEW_CONNECTION_ID_FRAME_CAPACITY
 _PATH_RESPONSE = bytes([QuicFrameType.PATH_RESPONSE])
-_REMEMBERED_ADDRESSES = 64
 _AWAITED_ACKNOWLEDGEMENTS = 64
-# Seconds between two challenges of an address from which packets were overheard
-_OVERHEARD_INTERVAL = 0.02
 
 
 class ClientSide:
@@ -90,13 +87,15 @@ class ClientSide:
         self._challenge_again_at: float | None = None
         self._connection = connection
         self._paths = ClientPaths(connection, self.machine.may_probe, connection_ids)
+        self._pace = Pace(connection)
+        self._budget = named_budget()
+        self._budget_of_unnamed = unnamed_budget()
         self._challenges: list[QuicNetworkPath] = []
-        self._challenged_at: dict[NetworkAddress, float] = {}
+        self._calls: list[QuicNetworkPath] = []
         self._next_in_turn = 0
         self._must_ask_home = False
         self._asked_home_by = -1
         self._asks_of_unnamed: deque[float] = deque(maxlen=MAX_UNNAMED)
-        self._delivered: set[int] = {0}
         self._answered_with = b""
         self._answer: int | None = None
         self._silent_since = -1
@@ -160,6 +159,7 @@ class ClientSide:
         packet = self._connection.authenticate(data) if challenges or may_ask else None
         if packet is None:
             return False
+        self._pace.heard(source)
         number, payload = packet
         if any(_PATH_RESPONSE + challenge in payload for challenge in challenges):
             return True
@@ -174,13 +174,13 @@ class ClientSide:
 
     def _may_ask(self, address: Address, source: NetworkAddress, now: float) -> bool:
         # Anybody can copy any number of packets, and send them from any number of addresses.
-        pace = max(self._challenge_interval(), _OVERHEARD_INTERVAL)
-        if now < self._challenged_at.get(source, -math.inf) + pace:
+        if not self._pace.is_due(source, now, is_overheard=True):
             return False
+        if self.machine.may_probe(address):
+            return True
         asks = self._asks_of_unnamed
         timeout = self._connection._loss.get_probe_timeout()
-        is_first = len(asks) < MAX_UNNAMED or now >= asks[0] + timeout
-        return is_first or self.machine.may_probe(address)
+        return len(asks) < MAX_UNNAMED or now >= asks[0] + timeout
 
     def is_known(self, source: NetworkAddress) -> bool:
         """Return whether there is a path to an address to be kept."""
@@ -248,7 +248,7 @@ class ClientSide:
         if self._challenge_again_at is not None and now >= self._challenge_again_at:
             path = self._paths.in_use
             if not path.is_validated and self.machine.may_probe(address_of(path)):
-                self._allow_probe(path)
+                self._allow_probe(path, now, is_heard=True)
             self._validate_path_in_use(now)
         silent_at = self._silent_at()
         if silent_at is not None and now >= silent_at:
@@ -283,6 +283,8 @@ class ClientSide:
         path.is_validated = True
         path.validation_deadline = None
         path.local_challenges.clear()
+        self._pace.answered(path.addr)
+        self._budget.answered(path.addr)
         if path is self._paths.in_use:
             if path is self._paths.home:
                 self._paths.answered_at_home(connection_id)
@@ -340,8 +342,17 @@ class ClientSide:
 
     def connection_id_delivered(self, sequence_number: int) -> None:
         """Take note that the server has one of the connection IDs that it was sent."""
-        kept = {cid.sequence_number for cid in self._connection._host_cids}
-        self._delivered = (self._delivered | {sequence_number}) & kept
+        self._pace.connection_id_delivered(sequence_number)
+
+    def challenge_acknowledged(self, path: QuicNetworkPath) -> None:
+        """Handle that a datagram with a PATH_CHALLENGE has arrived.
+
+        Home has answered before. Full datagrams arrive there as well, so the answer to this one,
+        which may be lost, is not asked for again. To some servers it would be the end of a
+        migration that has not begun.
+        """
+        if path is self._paths.in_use is self._paths.home and self._challenge_is_full:
+            self._stop_validating()
 
     def challenge_lost(self, path: QuicNetworkPath) -> bool:
         """Handle a lost PATH_CHALLENGE on the path in use; return False where that is not ours."""
@@ -393,53 +404,76 @@ class ClientSide:
         if self._challenge_path_in_use:
             path = self._paths.in_use
             self._challenge_is_full = path.can_send(self._connection._max_datagram_size)
+            provided = self._pace.connection_id_to_provide()
+            if provided is not None and builder.remaining_flight_space >= _CHALLENGE_AND_ID:
+                self._connection._write_new_connection_id_frame(builder, provided)
             self._connection._write_path_challenge_frame(builder=builder, network_path=path)
             self._challenge_path_in_use = False
 
-    def _spare_connection_ids(self) -> int:
-        """Return how many of our connection IDs the server has, besides the one that it uses."""
-        own = self._connection._host_cids
-        return sum(cid.sequence_number in self._delivered for cid in own) - 1
-
-    def _connection_id_to_provide(self) -> QuicConnectionId | None:
-        """Return one to be sent along with a challenge, where the server may have none to spend."""
-        if self._spare_connection_ids() >= _FEW_CONNECTION_IDS:
-            return None
-        own = self._connection._host_cids
-        return next((cid for cid in own if cid.sequence_number not in self._delivered), None)
-
-    def _challenge_interval(self) -> float:
-        """Return how many seconds there have to be between two challenges of one address."""
-        if not self._connection.host_cid:
-            return 0.0
-        spare = self._spare_connection_ids()
-        unanswered_for = _UNANSWERED_FOR * self._connection._loss.get_probe_timeout()
-        if self._paths.changes_ids:
-            unanswered_for = max(unanswered_for, _UNANSWERED_AT_LEAST)
-        return unanswered_for / max(1, spare - 1)
-
-    def challenges_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+    def challenges_to_send(
+        self, sent: Sequence[tuple[bytes, NetworkAddress]], now: float
+    ) -> list[tuple[bytes, NetworkAddress]]:
         """Return datagrams that only ask for the server, elsewhere than on the path in use.
 
         They are as small as they can be: nothing has come from these addresses, so the limit
         against amplification does not permit to expand them (RFC 9000 8.2.1). The path that
         answers is challenged again with a full datagram once it is in use.
+
+        Args:
+            sent: What is sent on the path in use.
+            now: The current time in seconds.
         """
-        paths, self._challenges = self._challenges, []
+        self._account_for(sent)
+        challenges, self._challenges = self._challenges, []
+        calls, self._calls = self._calls, []
         datagrams: list[tuple[bytes, NetworkAddress]] = []
-        for path in paths:
-            datagrams += self._probe(path, now, asks_for_path=True)
+        for path in challenges:
+            datagrams += self._ask(path, now, self._write_challenge, provides=True)
+        for path in calls:
+            datagrams += self._ask(path, now, self._write_call)
         if self._must_ask_home:
             self._must_ask_home = False
             home = self._paths.to(address_of(self._paths.home), now)
             if home is not None:
-                datagrams += self._probe(home, now, asks_for_path=False)
+                datagrams += self._probe(home, now, self._write_question_to_home)
+        return datagrams
+
+    def _account_for(self, sent: Sequence[tuple[bytes, NetworkAddress]]) -> None:
+        """Take note of what is sent on the path in use, where nobody is known to be."""
+        path = self._paths.in_use
+        if path is self._paths.home or path.is_validated or not sent:
+            return
+        if self.machine.may_probe(address_of(path)):
+            self._budget.spend(path.addr, [len(data) for data, to in sent if to == path.addr])
+
+    def _ask(
+        self,
+        path: QuicNetworkPath,
+        now: float,
+        write: Callable[[QuicPacketBuilder, QuicNetworkPath], None],
+        *,
+        provides: bool = False,
+    ) -> list[tuple[bytes, NetworkAddress]]:
+        """Return a datagram that asks whether the server is somewhere, if there may be one."""
+        is_named = self.machine.may_probe(address_of(path))
+        budget = self._budget if is_named else self._budget_of_unnamed
+        if not budget.allows(_SMALL_PROBE, now):
+            return []
+        datagrams = self._probe(path, now, write, provides=provides)
+        budget.spend(path.addr, [len(data) for data, _ in datagrams])
+        # They are not to use up what the server's first word from there permits.
+        path.bytes_sent -= sum(len(data) for data, _ in datagrams)
         return datagrams
 
     def _probe(
-        self, path: QuicNetworkPath, now: float, *, asks_for_path: bool
+        self,
+        path: QuicNetworkPath,
+        now: float,
+        write: Callable[[QuicPacketBuilder, QuicNetworkPath], None],
+        *,
+        provides: bool = False,
     ) -> list[tuple[bytes, NetworkAddress]]:
-        """Return a datagram with a PATH_CHALLENGE or else a PING, and nothing else."""
+        """Return a datagram with one frame, and perhaps a connection ID for who gets it."""
         connection = self._connection
         cid = path.peer_cid
         if path is self._paths.in_use or (cid is None and self._paths.may_share(now)):
@@ -456,33 +490,34 @@ class ClientSide:
             quic_logger=connection._quic_logger,
             version=connection._version,
         )
-        provided = self._connection_id_to_provide() if asks_for_path else None
+        provided = self._pace.connection_id_to_provide() if provides else None
         builder.max_total_bytes = probe_size(cid.cid, provided.cid if provided else None)
         builder.start_packet(QuicPacketType.ONE_RTT, connection._cryptos[Epoch.ONE_RTT])
         try:
             if provided is not None:
                 connection._write_new_connection_id_frame(builder, provided)
-            if asks_for_path:
-                connection._write_path_challenge_frame(builder=builder, network_path=path)
-                self._challenged_at[path.addr] = now
-                if len(self._challenged_at) > _REMEMBERED_ADDRESSES:
-                    known = self._paths.probes.keys()
-                    self._challenged_at = {
-                        addr: at for addr, at in self._challenged_at.items() if addr in known
-                    }
-            else:
-                connection._write_ping_frame(builder, comment="probe")
-                connection._loss.awaited.pop(self._asked_home_by, None)
-                self._asked_home_by = builder.packet_number
-                connection._loss.awaited[self._asked_home_by] = self._home_answered
+            write(builder, path)
         except QuicPacketBuilderStop:
             raise AssertionError("a probe fits into the size computed for it") from None
+        if write == self._write_challenge:
+            self._pace.challenged(path.addr, now, self._paths.probes)
         datagrams: list[tuple[bytes, NetworkAddress]] = connection._flush_builder(
             builder=builder, network_path=path, peer_cid=cid.cid, now=now
         )
-        # They are not to use up what the server's first word from there permits.
-        path.bytes_sent -= sum(len(data) for data, _ in datagrams)
         return datagrams
+
+    def _write_challenge(self, builder: QuicPacketBuilder, path: QuicNetworkPath) -> None:
+        self._connection._write_path_challenge_frame(builder=builder, network_path=path)
+
+    def _write_call(self, builder: QuicPacketBuilder, path: QuicNetworkPath) -> None:
+        self._connection._write_ping_frame(builder, comment="probe")
+
+    def _write_question_to_home(self, builder: QuicPacketBuilder, path: QuicNetworkPath) -> None:
+        self._connection._write_ping_frame(builder, comment="probe")
+        awaited = self._connection._loss.awaited
+        awaited.pop(self._asked_home_by, None)
+        self._asked_home_by = builder.packet_number
+        awaited[self._asked_home_by] = self._home_answered
 
     # Actions
 
@@ -492,18 +527,17 @@ class ClientSide:
         return address_of(self._paths.in_use) != self.machine.server_address
 
     def _run(self, actions: list[Action], now: float) -> None:
-        pause = 0.0
         for action in actions:
             match action:
                 case Emit(event):
                     self._connection.emit(event)
                 case SetProbeTimer(delay) if delay is not None:
-                    self._probe_at = now + max(delay, pause)
+                    self._probe_at = now + delay
                 case SetProbeTimer():
                     self._probe_at = None
-                    self._challenges.clear()
+                    self._ask_nobody()
                 case Challenge(addresses):
-                    pause = self._challenge(addresses, now)
+                    self._challenge(addresses, now)
                 case AskHome():
                     self._must_ask_home = True
                 case Redirect(address):
@@ -513,22 +547,29 @@ class ClientSide:
                 case ReturnHome():
                     self._return_home(now)
                 case Forget():
-                    self._challenges.clear()
+                    self._ask_nobody()
                     self._paths.forget_candidates()
                 case Commit():
                     self._must_ask_home = False
-                    self._challenged_at.clear()
+                    self._pace.forget()
                     self._paths.settle(self._answered_with, now)
 
-    def _challenge(self, addresses: tuple[Address, ...], now: float) -> float:
-        """Ask as many of the addresses as it is time for, and return when to ask again.
+    def _ask_nobody(self) -> None:
+        self._challenges.clear()
+        self._calls.clear()
 
-        Those for which there is no connection ID come first the next time.
+    def _challenge(self, addresses: tuple[Address, ...], now: float) -> None:
+        """Ask as many of the addresses as may be asked; the others come first the next time.
+
+        Where it is not time for another challenge it is a PING: it costs the server nothing, and
+        what acknowledges it comes from where the server is.
         """
-        pause = self._challenge_interval()
         asked: list[QuicNetworkPath] = []
         first = self._next_in_turn % len(addresses)
         for number in (*range(first, len(addresses)), *range(first)):
+            if not self._budget.allows(_SMALL_PROBE, now, packets=len(asked) + 1):
+                self._next_in_turn = number
+                break
             path = self._paths.to(addresses[number], now, asked)
             if path is None:
                 if asked:
@@ -536,9 +577,8 @@ class ClientSide:
                     break
                 continue
             asked.append(path)
-            if now >= self._challenged_at.get(path.addr, -math.inf) + pause:
-                self._challenges.append(path)
-        return pause
+            is_due = self._pace.is_due(path.addr, now)
+            (self._challenges if is_due else self._calls).append(path)
 
     def _redirect(self, address: Address, now: float) -> None:
         path = self._paths.to(address, now)
@@ -548,18 +588,22 @@ class ClientSide:
         if path is not self._paths.home:
             # What is lost before the server is there says nothing about congestion.
             self._connection._loss.answered_at = math.inf
-            self._allow_probe(path)
+            self._allow_probe(path, now, is_heard=False)
         self._connection._loss.reschedule_data(now=now)
 
-    def _allow_probe(self, path: QuicNetworkPath) -> None:
-        # The limit is three times what was received (RFC 9000 8): grant it by the other end.
-        probes = self._paths.probes[path.addr] = self._paths.probes[path.addr] + 1
-        datagram_size = self._connection._max_datagram_size
-        if probes == 1:
-            size = _FIRST_PROBE_DATAGRAMS * datagram_size
-        else:
-            size = datagram_size if probes <= _FULL_PROBES else _SMALL_PROBE
-        path.bytes_received = max(path.bytes_received, -(-(path.bytes_sent + size) // 3))
+    def _allow_probe(self, path: QuicNetworkPath, now: float, *, is_heard: bool) -> None:
+        # The limit is three times what was received (RFC 9000 8): grant it by the other end. What
+        # was not used where nobody is does not add up.
+        size = 0
+        if self._budget.allows(_SMALL_PROBE, now):
+            probes = self._paths.probes[path.addr] = self._paths.probes[path.addr] + 1
+            datagram_size = self._connection._max_datagram_size
+            if probes > _FULL_PROBES or not self._budget.is_ample(now):
+                size = _SMALL_PROBE
+            else:
+                size = (_FIRST_PROBE_DATAGRAMS if probes == 1 else 1) * datagram_size
+        granted = -(-(path.bytes_sent + size) // 3)
+        path.bytes_received = max(path.bytes_received, granted) if is_heard else granted
 
     def _move(self, address: Address, now: float) -> None:
         path = self._paths.to(address, now)
@@ -569,7 +613,7 @@ class ClientSide:
         self._paths.use(path, now)
         if self.machine.may_probe(address) and not self._paths.probes[path.addr]:
             # Only challenges have been sent there so far: now it is time for what a probe has.
-            self._allow_probe(path)
+            self._allow_probe(path, now, is_heard=True)
         # An answer from home only counts if it was asked after the server seemed to have moved.
         self._paths.home.local_challenges.clear()
         self._validate_path_in_use(now)
@@ -581,7 +625,11 @@ class ClientSide:
     def _validate_path_in_use(self, now: float) -> None:
         # Again until it is answered: the answer is not sent again if it is lost (RFC 9000 8.2.1).
         self._challenge_path_in_use = True
-        self._challenge_again_at = now + self._connection._loss.get_probe_timeout()
+        path = self._paths.in_use.addr
+        self._pace.challenged(path, now, self._paths.probes)
+        self._pace.heard(path)
+        pause: float = self._connection._loss.get_probe_timeout()
+        self._challenge_again_at = now + max(pause, self._pace.interval(path))
 
     def _stop_validating(self) -> None:
         self._challenge_path_in_use = False

@@ -748,7 +748,7 @@ class Connection(Negotiation, StreamControl):
         if self._server is not None:
             self._server.sent(now)
         if self._client is not None and self._state not in END_STATES:
-            datagrams += self._client.challenges_to_send(now)
+            datagrams += self._client.challenges_to_send(datagrams, now)
         return datagrams
 
     def _renew_keys(self) -> None:
@@ -857,6 +857,8 @@ class Connection(Negotiation, StreamControl):
         self, delivery: QuicDeliveryState, network_path: QuicNetworkPath
     ) -> None:
         lost = delivery is not QuicDeliveryState.ACKED
+        if self._client is not None and not lost:
+            self._client.challenge_acknowledged(network_path)
         if not (lost and self._client is not None and self._client.challenge_lost(network_path)):
             super()._on_path_challenge_delivery(delivery, network_path)
 

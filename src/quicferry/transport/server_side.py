@@ -162,7 +162,8 @@ class ServerSide:
 
     def connection_id_delivered(self, sequence_number: int) -> None:
         """Take note that the client has one of the connection IDs that it was sent."""
-        self._delivered.add(sequence_number)
+        kept = {cid.sequence_number for cid in self._connection._host_cids}
+        self._delivered = (self._delivered | {sequence_number}) & kept
 
     def check_connection_ids(self, now: float) -> None:
         """Get ready, where what was missing is a connection ID for the new path.
