@@ -29,6 +29,10 @@ class Stranger:
         self._socket.bind((host, 0))
         self._socket.connect(("127.0.0.1", port))
 
+    def go_to(self, server: str) -> None:
+        """Send to another host address from now on."""
+        self._socket.connect((server, self._port))
+
     async def send(self, datagrams: Iterable[bytes]) -> list[bytes]:
         """Send datagrams and return the answers, in groups that fit into the server's buffer."""
         loop = asyncio.get_running_loop()
