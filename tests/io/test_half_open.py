@@ -20,6 +20,7 @@ from strangers import knock, knock_with_token, stranger
 from quicferry.io import (
     ConnectionProtocol,
     HandshakeCounts,
+    Handshakes,
     QlogDirectory,
     UdpSocket,
     half_open,
@@ -220,6 +221,27 @@ async def test_who_is_connected_does_not_wait_for_all_that_knock() -> None:
         assert len(running.router.protocols) == 30
 
 
+async def test_what_belongs_to_one_that_waits_is_no_attempt_of_its_own() -> None:
+    first, second = (initial(each, destination=b"8 bytes.") for each in pieces(HELLO, 100))
+    async with Running(max_half_open=50) as running, stranger(running.port) as it:
+        await it.send([first, *(knock() for _ in range(4)), second, first])
+        assert running.router.handshake_counts == HandshakeCounts(half_open=5)
+        await turns(running)
+        assert len(running.router.protocols) == 5
+
+
+async def test_those_that_wait_are_refused_when_the_server_is_about_to_move() -> None:
+    async with Running() as running, stranger(running.port) as it:
+        await it.send(knock() for _ in range(20))
+        waiting = running.router.waiting
+        assert waiting
+        running.router.handshakes = Handshakes.REFUSED
+        await turns(running)
+        counts = running.router.handshake_counts
+        assert (counts.refused, counts.half_open) == (waiting, 20 - waiting)
+        assert len(running.router.protocols) == 20 - waiting
+
+
 async def test_what_comes_meanwhile_is_not_lost() -> None:
     first, second = pieces(HELLO, 100)
     parts = [
@@ -301,7 +323,8 @@ async def test_a_handshake_has_its_time(
         running.router.on_open = opened.append
         cids = [await knock_with_token(it) or b"" for _ in range(3)] if is_validated else []
         if not is_validated:
-            await it.send(knock() for _ in range(3))
+            cids = [b"stranger%d" % number for number in range(3)]
+            await it.send(knock(destination=cid) for cid in cids)
         await turns(running)
         for protocol in opened:
             await protocol.wait_closed()
@@ -311,7 +334,8 @@ async def test_a_handshake_has_its_time(
         assert [protocol._timer for protocol in opened] == [None] * 3
         assert traces(tmp_path) == 0
         said = await it.send([knock(destination=b"the last")])
-        assert [cid for cid in cids if any(is_refusal(each, cid) for each in said)] == cids
+        told = [cid for cid in cids if any(is_refusal(each, cid) for each in said)]
+        assert told == (cids if is_validated else [])
         running.router.on_open = lambda protocol: None
         await assert_welcome(running)
         await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -193,7 +194,12 @@ async def test_a_client_that_has_never_acknowledged_its_pool() -> None:
                 if isinstance(event.event, HandshakeFinished):
                     break
             [name] = server.connections
-            preparation = await server.imminent(POOL)
+            connection = server.connections[name].connection
+            sent = connection.next_packet_number
+            preparing = asyncio.create_task(server.imminent(POOL))
+            await asyncio.sleep(0)
+            assert connection.next_packet_number > sent  # it has something to answer to at once
+            preparation = await preparing
             assert (preparation.is_ready, preparation.silent) == (True, (name,))
             assert (await server.switch(destination)).closed == (name,)
             assert isinstance(client.closed_by or await client.wait_lost(), ConnectionLost)
