@@ -26,8 +26,10 @@ from loopback import (
 
 import quicferry
 from quicferry import HttpClient, Server
+from quicferry.server.bridge import DRAIN_CONNECTION_WATER, PIECE
 from quicferry.server.cancellations import FORGIVEN, MOST_CANCELLED, Cancellations
 from quicferry.server.draining import Admission
+from quicferry.transport import MAX_SNAPSHOT_SIZE
 
 FIELDS = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost")]
 CANCELLED = ErrorCode.H3_REQUEST_CANCELLED
@@ -340,6 +342,35 @@ async def test_a_client_that_does_not_read_holds_no_handover_up(admission: Admis
         http.server.admit_requests(Admission.NONE)
         http.carry()
         assert hashlib.sha256(await response.read()).hexdigest() == pattern_digest(size)
+
+
+async def test_a_client_that_reads_nothing_does_not_make_a_snapshot_too_large() -> None:
+    """What is not sent is carried along, so there is an end to what is brought to its end."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send_bytes(send, 20_000_000)
+
+    async with connected(app, Hostile) as http:
+        http.server.connection._remote_max_data = 1 << 16  # as a client may say
+        for _ in range(128):
+            stream_id = http.client.ask(b"/")
+            http.client.connection.send_stream_data(stream_id, b"", end_stream=True)
+        http.client.transmit()
+        while len(http.server.running_requests()) < 128:
+            await http.settled()
+        http.server.admit_requests(Admission.COMPLETE)
+        before = 0
+        while http.server.connection.backlog > before:
+            before = http.server.connection.backlog
+            for _ in range(10):
+                await http.settled()
+        assert DRAIN_CONNECTION_WATER <= before <= DRAIN_CONNECTION_WATER + 128 * 2 * PIECE
+        assert before < MAX_SNAPSHOT_SIZE
+        http.server.reject_requests()
+        http.server.admit_requests(Admission.NONE)
+        http.carry()
+        assert http.client.closed_by is None
 
 
 async def test_an_upload_longer_than_announced_ends_where_it_is_too_long() -> None:

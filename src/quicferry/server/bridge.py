@@ -84,6 +84,9 @@ SMALLEST_SHARE = 16 * 1024
 DRAIN_WATER = 8 << 20
 """The same while requests are brought to their end: what is not sent is carried along."""
 
+DRAIN_CONNECTION_WATER = 32 << 20
+"""The same for all responses of a connection: half of what a snapshot can hold."""
+
 _SILENCE = 3.0
 """Seconds without an acknowledgement after which a client is taken to be gone at the end."""
 
@@ -383,9 +386,7 @@ class AsgiBridge(H3Protocol):
 
     async def _room(self, exchange: Exchange) -> None:
         """Wait until enough of a response has been sent."""
-        is_draining = self.gate.admission is not Admission.ALL
-        limit = DRAIN_WATER if is_draining else self._share
-        if self._quic.stream_backlog(exchange.stream_id) < limit:
+        if self._quic.stream_backlog(exchange.stream_id) < self._water:
             return
         exchange.room = asyncio.get_running_loop().create_future()
         self._waiting.add(exchange)
@@ -399,7 +400,15 @@ class AsgiBridge(H3Protocol):
     def transmitted(self) -> None:
         """Let those go on for whose responses there is room again."""
         self._news.set()
-        self._let_go_on(self._share // 2)
+        if self._waiting:
+            self._let_go_on(self._water // 2)
+
+    @property
+    def _water(self) -> int:
+        """Bytes of each response that may wait to be sent."""
+        if self.gate.admission is Admission.ALL:
+            return self._share
+        return DRAIN_WATER if self._quic.backlog < DRAIN_CONNECTION_WATER else 0
 
     @property
     def _share(self) -> int:
@@ -468,7 +477,7 @@ class AsgiBridge(H3Protocol):
         """Serve only such new requests from now on, and let those that run come to their end."""
         self.gate.admission = admission
         if admission is not Admission.ALL:
-            self._let_go_on(DRAIN_WATER)
+            self._let_go_on(self._water)
 
     def go_away(self) -> None:
         """Refuse what the client has not begun to ask yet, and tell it so (RFC 9114 5.2)."""

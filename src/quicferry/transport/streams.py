@@ -80,6 +80,11 @@ class StreamControl(QuicConnection):
         sender = stream.sender
         return int(sender._buffer_stop - sender.highest_offset)
 
+    @property
+    def backlog(self) -> int:
+        """How many bytes are kept of what was written to all streams: the peer may want them."""
+        return sum(len(stream.sender._buffer) for stream in self._streams.values())
+
     def stream_consumed(self, stream_id: int, offset: int) -> bool:
         """Let the application pace what the peer may send on a stream.
 
