@@ -154,6 +154,8 @@ def test_many_fields_in_few_bytes_are_not_expanded(client: bool) -> None:
             it.settle()
             assert not watched.feed_header.called
         assert "more than 200 fields" in it.ours.malformed[0]
+        if client:  # the server's encoder hears that nobody decodes it (RFC 9204 4.4.2)
+            assert vars(it.theirs.http)["_decoder_bytes_received"] == 1
         it.send(4, GET) if not client else None
         assert client or 4 in it.ours.ended
         assert it.lives

@@ -147,8 +147,7 @@ class AsgiBridge(H3Protocol):
     def quic_event_received(self, event: QuicEvent) -> None:
         """Take an event of the connection in."""
         for admitted in self.gate.admit(event):
-            if not self._is_closing:
-                self._act_upon(admitted)
+            self._act_upon(admitted)
 
     def _act_upon(self, event: QuicEvent) -> None:
         was_complete = isinstance(event, StreamReset) and self.connection.has_request(
