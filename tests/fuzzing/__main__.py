@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from fuzzing.harness import explore
+from fuzzing.harness import Cost, explore
 from fuzzing.targets import TARGETS
 
 EXAMPLES = 10
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
     spent = dict.fromkeys(names, 0.0)
     inputs = dict.fromkeys(names, 0)
+    most = {name: Cost() for name in names}
     ends_at = time.monotonic() + options.seconds
     for turn, name in enumerate(itertools.cycle(names)):
         if turn >= len(names) and time.monotonic() >= ends_at:
@@ -46,16 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began_at = time.monotonic()
         this_seed = number + turn // len(names)
         try:
-            explore(TARGETS[name], this_seed, EXAMPLES)
+            cost = explore(TARGETS[name], this_seed, EXAMPLES)
         except Exception:
             traceback.print_exc()
             again = f"make fuzz SECONDS=0 SEED={this_seed} TARGETS={name}"
             print(f"FAILED: {name}, seed {this_seed}; again: {again}", file=sys.stderr)
             return 1
         inputs[name] += EXAMPLES
+        most[name].seconds = max(most[name].seconds, cost.seconds)
+        most[name].memory = max(most[name].memory, cost.memory)
         spent[name] += time.monotonic() - began_at
     for name in names:
-        print(f"{name:<24} {inputs[name]:>7} inputs  {spent[name]:>7.1f} s")
+        slowest, largest = most[name].seconds * 1000, most[name].memory / 1e6
+        print(
+            f"{name:<18} {inputs[name]:>6} inputs {spent[name]:>7.1f} s; "
+            f"at most {slowest:>5.1f} ms and {largest:>4.1f} MB"
+        )
     print(f"nothing found with the seeds {number} to {this_seed}")
     return 0
 

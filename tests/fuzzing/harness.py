@@ -55,8 +55,26 @@ class Target:
     memory: int = MEMORY_LIMIT
 
 
-def check(target: Target, value: Any) -> None:
+@dataclass
+class Cost:
+    """What inputs have taken.
+
+    Attributes:
+        seconds: Processor time of the slowest step.
+        memory: Bytes, of the largest input.
+    """
+
+    seconds: float = 0.0
+    memory: int = 0
+
+
+def check(target: Target, value: Any, most: Cost | None = None) -> None:
     """Play an input.
+
+    Args:
+        target: The entry point.
+        value: The input.
+        most: Is raised to what the input takes.
 
     Raises:
         FindingError: If it takes too long, or too much memory, or if an error was logged.
@@ -71,10 +89,13 @@ def check(target: Target, value: Any) -> None:
     used = _memory(target, value)
     if used > target.memory:
         raise FindingError(f"{target.name}: the input takes {used / 1e6:.1f} MB")
+    if most is not None:
+        most.seconds, most.memory = max(most.seconds, slowest), max(most.memory, used)
 
 
-def explore(target: Target, number: int, examples: int) -> None:
+def explore(target: Target, number: int, examples: int) -> Cost:
     """Try inputs that follow from a seed; raises what the smallest finding raises."""
+    most = Cost()
 
     @seed(number)
     @settings(
@@ -88,9 +109,10 @@ def explore(target: Target, number: int, examples: int) -> None:
     )
     @given(target.inputs)
     def explore_target(value: Any) -> None:
-        check(target, value)
+        check(target, value, most)
 
     explore_target()
+    return most
 
 
 def _slowest_step(target: Target, value: Any) -> float:
