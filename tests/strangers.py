@@ -33,6 +33,11 @@ class Stranger:
         """Send to another host address from now on."""
         self._socket.connect((server, self._port))
 
+    def throw(self, datagrams: Iterable[bytes]) -> None:
+        """Send datagrams before the server can look at any of them."""
+        for datagram in datagrams:
+            self._socket.send(datagram)
+
     async def send(self, datagrams: Iterable[bytes]) -> list[bytes]:
         """Send datagrams and return the answers, in groups that fit into the server's buffer."""
         loop = asyncio.get_running_loop()

@@ -230,6 +230,25 @@ async def test_what_belongs_to_one_that_waits_is_no_attempt_of_its_own() -> None
         assert len(running.router.protocols) == 5
 
 
+async def test_the_same_packet_from_two_addresses_opens_one_connection() -> None:
+    """Whoever has seen it on its way could otherwise take the client's place."""
+    copied = first_flight()[0]
+    async with (
+        Running() as running,
+        stranger(running.port) as client,
+        stranger(running.port, "127.0.0.2") as other,
+    ):
+        client.throw([*(knock() for _ in range(10)), copied])
+        other.throw([copied])
+        await other.send([noise()])
+        await turns(running)
+        assert len(running.router.protocols) == 11
+        for protocol in list(running.router.protocols):
+            protocol.close()
+            await protocol.wait_closed()
+        assert not running.router.protocols
+
+
 async def test_those_that_wait_are_refused_when_the_server_is_about_to_move() -> None:
     async with Running() as running, stranger(running.port) as it:
         await it.send(knock() for _ in range(20))

@@ -105,8 +105,7 @@ class HalfOpen:
 
         Args:
             source: Its address.
-            is_validated: Whether it has proved that it receives what is sent there. Then there is
-                room for it if it is admitted.
+            is_validated: Whether it has proved that it receives what is sent there.
         """
         if not is_validated:
             many = self.counts.half_open >= self._most // RETRY_FROM
@@ -114,25 +113,24 @@ class HalfOpen:
         of_this = self._of_network[network_of(source)]
         if of_this >= max(1, self._most // ONE_NETWORK):
             return Verdict.REFUSE
-        if self.counts.half_open < self._most or self._make_room(of_this + 1):
+        if self.counts.half_open < self._most or self._gives_way(of_this + 1) is not None:
             return Verdict.ADMIT
         return Verdict.REFUSE
 
-    def _make_room(self, number: int) -> bool:
-        """Give up the oldest connection of the network with most, if that is more than `number`."""
+    def _gives_way(self, number: int) -> ConnectionProtocol | None:
+        """Return the oldest connection of the network with most, if that is more than `number`."""
         network, most = max(self._of_network.items(), key=itemgetter(1), default=(b"", 0))
         if most <= number:
-            return False
-        for protocol, (_, who) in self._open.items():
-            if who == network:
-                self.counts.refused += 1
-                self.remove(protocol)
-                protocol.abandon("too many of this network are connecting", is_validated=True)
-                return True
-        return False
+            return None
+        own = (protocol for protocol, (_, who) in self._open.items() if who == network)
+        return next(own, None)
 
     def wait(self, knock: Knock) -> None:
-        """Let one wait for its turn."""
+        """Let one wait for its turn that was admitted; if all places are taken, one gives way."""
+        if self.counts.half_open >= self._most and (protocol := self._gives_way(1)) is not None:
+            self.counts.refused += 1
+            self.remove(protocol)
+            protocol.abandon("too many of this network are connecting", is_validated=True)
         self._knocks.put(knock)
         if knock.original is not None:
             self._of_network[network_of(knock.source)] += 1

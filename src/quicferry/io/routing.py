@@ -363,7 +363,11 @@ class ConnectionRouter:
             return
         if self._half_open.waiting:
             self._loop.call_soon(self._open_next)
-        if not self._refuses(knock.socket):
+        known = self._routes.get(knock.header.destination_cid)
+        if known is not None:  # the same packet has come from another address, too
+            known.receive(knock.data, knock.source)
+            known.settle_soon()
+        elif not self._refuses(knock.socket):
             self._open(knock)
         elif knock.socket.fileno() >= 0:
             self._half_open.counts.refused += 1
