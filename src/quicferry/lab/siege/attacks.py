@@ -211,11 +211,14 @@ def _malformed(site: Site) -> int:
         request((b":authority", b"u:p@x/../y z")),
         request(more=((b"X-Upper", b"1"),)),
         request(more=((b"transfer-encoding", b"chunked"),)),
+    ]
+    fatal = [
         frame(FrameType.HEADERS, b"\xff" * 100),
         frame(FrameType.DATA, b"early"),
         frame(FrameType.SETTINGS, b""),
     ]
-    return _requests(site, wrong, at_once=_STREAMS // 2)
+    # Most of them cost only their stream, and so the attacker may go on for longer.
+    return _requests(site, 50 * wrong + fatal, at_once=_STREAMS // 2)
 
 
 def _requests(site: Site, contents: list[bytes], *, at_once: int) -> int:
@@ -325,7 +328,8 @@ def _agent_strangers(site: Site) -> int:
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.connect(site.agent)
-        _send(sock, openings[count % len(openings)])
+        if open_ones:  # the last one is connected by now
+            _send(open_ones[-1], openings[count % len(openings)])
         open_ones.append(sock)
         if len(open_ones) > 300:
             open_ones.pop(0).close()
