@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fuzzing import harness
-from fuzzing.carried import archive
+from fuzzing.containers import archive
 from fuzzing.harness import STEP_LIMIT, FindingError, Steps, Target, check, explore
 from fuzzing.targets import TARGETS
 from hypothesis import strategies as st
