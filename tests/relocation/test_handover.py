@@ -40,9 +40,18 @@ from traces import names, read_trace
 from quicferry import ClientMigration, HttpClient, Server, ServerMigration
 from quicferry.io import DatagramLink, QlogDirectory
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation import DestinationStarts, Discarded, Identity, Offered, make_identities
+from quicferry.relocation import (
+    DestinationStarts,
+    Discarded,
+    Identity,
+    Offered,
+    lease,
+    make_identities,
+)
+from quicferry.relocation.destination import LEASE_MARGIN
 from quicferry.relocation.handover import Handover, HandoverPlan
 from quicferry.relocation.report import Outcome, RelocationReport, Step, StepEnded
+from quicferry.relocation.source import LEASE
 from quicferry.server import Phase, Unready
 from quicferry.transport import NetworkAddress, SnapshotError
 
@@ -555,6 +564,77 @@ async def test_a_commitment_whose_link_is_lost_is_asked_about(tmp_path: Path, lo
             assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
             assert client.server_address == hosts.destination
             await handover.finish()
+
+
+async def test_a_destination_whose_link_was_lost_is_told_that_it_may_forget(
+    tmp_path: Path,
+) -> None:
+    """It holds silent copies, and would for the whole lease: the source may have committed."""
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        relay = Relay(hosts.agent.address.port)
+        events = hosts.agent.events()
+        async with await asyncio.start_server(relay.run, DESTINATION, 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            stop = Stop(Step.COMMIT)
+            running = asyncio.create_task(hosts.handover(stop, port=port).run())
+            await stop.reached.wait()
+            relay.cut()
+            report = await running
+        assert report.outcome is Outcome.ROLLED_BACK
+        async for event in events:
+            if isinstance(event, Discarded):
+                assert event.reason.startswith("the source gave up")
+                break
+        await moves(hosts, client)
+
+
+SLEPT = LEASE + LEASE_MARGIN / 2
+"""The lease of the source is over, and that of the agent, which has begun later, is not."""
+
+
+class Sleep:
+    """A time in which the host of the source sleeps, and with it the timers of its event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._seconds = 0.0
+        now = lease._now
+        monkeypatch.setattr(lease, "_now", lambda: now() + self._seconds)
+
+    def is_over(self) -> None:
+        self._seconds = SLEPT
+
+
+async def test_who_has_slept_through_the_lease_does_not_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        sleep, stop = Sleep(monkeypatch), Stop(Step.COMMIT)
+        running = asyncio.create_task(hosts.handover(stop, follow=0.0).run())
+        await stop.reached.wait()
+        sleep.is_over()
+        stop.go.set()
+        report = await running
+        await goes_on_at_the_source(hosts, client, report)
+        assert "too long" in report.reason
+
+
+async def test_who_has_slept_through_the_lease_in_doubt_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the agent says then: what it says may be from before."""
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server):
+        relay, sleep, stop = Relay(hosts.agent.address.port), Sleep(monkeypatch), Stop(Step.COMMIT)
+        async with await asyncio.start_server(relay.run, DESTINATION, 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            running = asyncio.create_task(hosts.handover(stop, port=port, follow=0.0).run())
+            await stop.reached.wait()
+            relay.loses_orders = True
+            stop.go.set()
+            await relay.lost.wait()
+            sleep.is_over()
+            relay.cut()
+            report = await running
+        assert report.outcome is Outcome.GIVEN_UP
 
 
 async def test_the_destination_goes_on_in_a_trace_of_its_own(tmp_path: Path) -> None:
