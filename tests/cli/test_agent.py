@@ -35,7 +35,10 @@ def test_identities_are_made(tmp_path: Path) -> None:
 def test_people_are_told_where_the_identities_are(tmp_path: Path) -> None:
     done = run("agent", "init", "alpha", "beta", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr == b"alpha: alpha\nbeta: beta\n"
+    lines = done.stderr.decode().splitlines()
+    assert lines[:2] == ["alpha: alpha", "beta: beta"]
+    assert lines[2].endswith("where one runs `agent receive`, the others are root")
+    assert len(lines) == 3
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ def test_an_archive_is_understood(tmp_path: Path) -> None:
         socket=Path("/run/quicferry/app/server.sock"),
         sources=(Path("/srv/data"),),
         user=(61000, 61000),
+        config={},
+        spec={},
     )
 
 

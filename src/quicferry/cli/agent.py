@@ -44,6 +44,8 @@ from quicferry.relocation.agent import DEFAULT_CAPACITY, DEFAULT_ROOM
 from quicferry.relocation.reception import DEFAULT_PATIENCE
 from quicferry.server import ManagementServer, Server, default_management_path
 
+TRUST = "where one runs `agent receive`, the others are root"
+
 DEFAULT_LISTEN = "127.0.0.1:4434"
 
 listen_option = click.option(
@@ -125,13 +127,16 @@ def init(hosts: tuple[str, ...], *, out: Path, as_json: bool) -> None:
     """Make an identity for each HOST, so that these hosts trust one another and nobody else.
 
     Copy each directory to its host; it holds the host's private key. The other hosts' certificates
-    are in its peers.pem. Instead of that file a ca.pem may stand there: then every host is trusted
-    whose certificate this authority has signed.
+    are in its peers.pem. They may hand servers over, and to `agent receive` also containers: there
+    they are as good as root. Instead of peers.pem a ca.pem may stand there: then every host is
+    trusted whose certificate this authority has signed.
     """
     folders = make_identities(out, hosts)
     say = say_json if as_json else say_text
     for host, folder in folders.items():
         say({"host": host, "identity": str(folder)}, f"{host}: {folder}")
+    if not as_json:
+        say_text({}, f"they trust one another with their servers' keys; {TRUST}")
 
 
 @agent.command(

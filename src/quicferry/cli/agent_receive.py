@@ -67,6 +67,15 @@ from quicferry.relocation import (
     metavar="MB",
     help="Megabytes of memory that images of containers may take.  [default: half of the memory]",
 )
+@click.option(
+    "--allow-mount",
+    "mounts",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DIR",
+    help="With podman: a directory of this host that the container may mount, beside that of its "
+    "socket; can be repeated.",
+)
 @allow_address_option
 @patience_option
 @listen_option
@@ -79,6 +88,7 @@ def receive(
     image: str | None,
     container: str,
     room: int | None,
+    mounts: tuple[Path, ...],
     places: tuple[Place, ...],
     patience: float,
     listen: Address,
@@ -87,6 +97,9 @@ def receive(
 ) -> None:
     """Receive containers that are moved here by `quicferry migrate`; to be run as root.
 
+    A host that this one trusts is root here: what is restored are the processes that it sends. Give
+    this agent an identity of its own, whose peers.pem has no host but those.
+
     Containers live on when the agent ends. SIGINT or SIGTERM stop it.
     """
     say = say_json if as_json else say_text
@@ -94,10 +107,12 @@ def receive(
     if engine == Podman.name:
         if image is None or bundle is not None:
             raise click.UsageError("--engine podman needs --image, and no --bundle")
-        made = Podman(image)
+        made = Podman(image, mounts)
     else:
         if bundle is None or image is not None:
             raise click.UsageError("--engine runc needs --bundle, and no --image")
+        if mounts:
+            raise click.UsageError("--allow-mount is for podman; a bundle says what it mounts")
         made = Runc(bundle)
     agent = ContainerAgent(
         made,
@@ -117,7 +132,8 @@ async def _receive(agent: ContainerAgent, say: Say) -> None:
             say(
                 {"event": "listening", "address": str(running.address), "pid": os.getpid()},
                 f"quicferry {__version__} waits for containers of {running.engine.name}",
-                f"  listening on  {running.address} (TCP)",
+                f"  listening on  {running.address} (TCP)\n"
+                "  hosts in its peers.pem are as good as root here",
             )
             following = asyncio.create_task(_follow(running, say))
             await stop.asked.wait()

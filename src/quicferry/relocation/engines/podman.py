@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from quicferry.relocation.destinations import ports_in
@@ -42,6 +43,7 @@ from .engine import (
 )
 from .podman_copies import CHECKPOINT, PRE_CHECKPOINT, keep_in_memory, let_go
 from .podman_facts import Archive, Image, Inspected
+from .podman_rights import Given
 from .processes import memory_of
 from .program import run
 from .runc import Runc
@@ -62,14 +64,16 @@ class Podman(Engine):
 
     Args:
         image: What a container that is moved here was made of, a name; None where none will be.
+        mounts: Directories of this host that it may mount, beside that of its socket.
     """
 
     name = "podman"
     techniques = frozenset({Technique.COLD, Technique.PRE_COPY})
     room = 2.5
 
-    def __init__(self, image: str | None = None) -> None:
+    def __init__(self, image: str | None = None, mounts: Iterable[Path] = ()) -> None:
         self._image = image
+        self._mounts = tuple(mounts)
 
     async def version(self) -> str:
         """Return the versions of Podman, runc and CRIU."""
@@ -123,7 +127,9 @@ class Podman(Engine):
             )
         store = "{{.Store.GraphRoot}}/{{.Store.GraphDriverName}}-containers"
         containers = await run("podman", "info", "--format", store, limit=_QUICK)
-        return _Destination(name, image, Path(containers.strip()))
+        place = Path(containers.strip())
+        given = Given(image.user, _default_socket(name).parent, self._mounts, place.parent)
+        return _Destination(name, image, place, given)
 
     async def discard(self, name: str) -> None:
         """End a container, whatever has become of it."""
@@ -208,18 +214,19 @@ class _Source(SourceContainer):
 
 
 class _Destination(DestinationContainer):
-    def __init__(self, name: str, image: Image, containers: Path) -> None:
+    def __init__(self, name: str, image: Image, containers: Path, given: Given) -> None:
         self.name = name
         self.image = image.identity
-        self.socket = _default_socket(name)  # until its checkpoint says where it is
+        self.socket = _default_socket(name)
         self._image = image
         self._containers = containers
+        self._given = given
 
     async def restore(self, images: Path) -> None:
         """Make and start it."""
         archive = Archive.read(images / _FINAL)
         self._check(archive)
-        self.socket = archive.socket
+        archive.check(images / _FINAL, self._given)
         try:
             self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chown(self.socket.parent, *archive.user)

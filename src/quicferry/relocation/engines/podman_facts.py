@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quicferry.relocation.errors import EngineError
 
+from .criu_images import LARGEST_IMAGE, check_images
 from .engine import SOCKET_DIRECTORY, SOCKET_NAME
+from .podman_rights import Given, check
 
 _RUNTIME = "runc"
+_CHECKPOINT = "checkpoint"
+_LOOKED_AT = frozenset({"config.dump", "spec.dump", _CHECKPOINT})
 _IDENTITY = re.compile("[0-9a-f]{64}")
 _LONGEST_FACTS = 1 << 20
 """Bytes of JSON in an archive; those of a usual container are some thousand."""
@@ -86,11 +92,13 @@ class Image:
         identity: Its ID.
         names: What it is called here.
         command: The command line of its first process.
+        user: Whom that runs as: ``USER`` or ``USER:GROUP``, by names or numbers; empty for root.
     """
 
     identity: str
     names: frozenset[str]
     command: tuple[str, ...] = ()
+    user: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Image:
@@ -103,7 +111,9 @@ class Image:
             (found,) = json.loads(text)
             config = found.get("Config") or {}
             command = (*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ()))
-            return cls(found["Id"], frozenset(found["RepoTags"] or ()), command)
+            return cls(
+                found["Id"], frozenset(found["RepoTags"] or ()), command, config.get("User") or ""
+            )
         except (ValueError, KeyError, TypeError):
             raise EngineError(
                 "`podman image inspect` prints what this quicferry does not know; use Podman 5.4"
@@ -121,6 +131,8 @@ class Archive:
         socket: The management socket of its server, on either host.
         sources: What it mounts of the host, beside the directory of the socket.
         user: The numbers of the user and group that its first process runs as.
+        config: What Podman makes the container by.
+        spec: What its runtime does.
     """
 
     identity: str
@@ -129,6 +141,8 @@ class Archive:
     socket: Path
     sources: tuple[Path, ...]
     user: tuple[int, int]
+    config: dict[str, Any] = field(repr=False, compare=False)
+    spec: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
     def read(cls, path: Path) -> Archive:
@@ -139,6 +153,7 @@ class Archive:
         """
         try:
             with tarfile.open(path, "r:") as archive:
+                _check_members(archive)
                 config = _content(archive, "config.dump")
                 spec = _content(archive, "spec.dump")
             mounts, user = spec["mounts"], spec["process"]["user"]
@@ -159,12 +174,56 @@ class Archive:
                     path for path in bound if identity not in path.parts and path != socket.parent
                 ),
                 user=(_number(user["uid"]), _number(user["gid"])),
+                config=config,
+                spec=spec,
             )
         except _NONSENSE:
-            raise EngineError(
-                "what has arrived is no checkpoint of Podman with a quicferry server in it; the "
-                "transfer was damaged, or the hosts have different versions of Podman"
-            ) from None
+            raise _no_checkpoint() from None
+
+    def check(self, path: Path, given: Given) -> None:
+        """Check that the container, and each process in it, asks for no more than it is given.
+
+        Args:
+            path: The archive.
+            given: What it is given.
+
+        Raises:
+            EngineError: If one asks for more.
+        """
+        try:
+            rights = check(self.config, self.spec, given)
+        except _NONSENSE:
+            raise _no_checkpoint() from None
+        with tarfile.open(path, "r:") as archive:
+            check_images(_images_in(archive), rights)
+
+
+def _no_checkpoint() -> EngineError:
+    return EngineError(
+        "what has arrived is no checkpoint of Podman with a quicferry server in it; the transfer "
+        "was damaged, or the hosts have different versions of Podman"
+    )
+
+
+def _check_members(archive: tarfile.TarFile) -> None:
+    """Check that what is looked at is what Podman reads: one file for each name, and no links."""
+    seen = set()
+    for member in archive:
+        name = os.path.normpath(member.name)
+        matters = name in _LOOKED_AT or name.startswith(f"{_CHECKPOINT}/")
+        if name in seen or (matters and not (member.isreg() or member.isdir())):
+            raise ValueError(name)
+        if matters and name != member.name.rstrip("/"):
+            raise ValueError(name)
+        seen.add(name)
+
+
+def _images_in(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        name = PurePosixPath(member.name)
+        if str(name.parent) == _CHECKPOINT and name.match("core-*.img"):
+            file = archive.extractfile(member)
+            yield name.name, b"" if file is None else file.read(LARGEST_IMAGE + 1)
 
 
 def _text(value: object) -> str:

@@ -24,6 +24,7 @@ from quicferry.relocation.destinations import ports_in
 from quicferry.relocation.errors import EngineError
 
 from . import criu
+from .criu_images import Rights, check_rights
 from .engine import (
     IMAGE_ANNOTATION,
     SOCKET_DIRECTORY,
@@ -86,6 +87,19 @@ class Bundle:
     def command(self) -> list[str]:
         """The command line of its first process."""
         return list((self._config.get("process") or {}).get("args") or ())
+
+    @property
+    def rights(self) -> Rights:
+        """What its processes may do."""
+        process = self._config.get("process") or {}
+        user = process.get("user") or {}
+        capabilities = process.get("capabilities") or {}
+        return Rights(
+            user.get("uid", 0),
+            (user.get("gid", 0), *(user.get("additionalGids") or ())),
+            frozenset(name for each in capabilities.values() for name in each),
+            is_filtered=bool((self._config.get("linux") or {}).get("seccomp")),
+        )
 
     @property
     def image(self) -> str:
@@ -325,6 +339,7 @@ class _Destination(_Container, DestinationContainer):
         return client
 
     async def _restore(self, images: Path, *options: str) -> None:
+        check_rights(images / _FINAL, self._bundle.rights)
         self._bundle.prepare_directory()
         work = images.parent / _WORK
         work.mkdir(mode=0o700, exist_ok=True)
