@@ -10,6 +10,7 @@ import pytest
 from loopback import (
     Filter,
     body_of,
+    client_configuration,
     http_client,
     respond,
     served,
@@ -213,9 +214,53 @@ async def test_what_has_come_in_the_freeze_is_taken_in_when_it_is_over() -> None
             if list(departure.show_held()):
                 break
             await asyncio.sleep(0)
+        assert list(departure.show_held())
         link.cut()
         departure.resume()
         await app.until_entered("/late")
         link.mend()
         app.open("/late")
         assert (await request).body == b"/late"
+
+
+async def test_what_cannot_be_frozen_is_named_and_the_rest_goes_on() -> None:
+    """Here it is too early: the client has not been heard of since the last attempt."""
+    app = Doors()
+    async with served(app) as server, http_client(server) as client:
+        name = (await server_side(server, client)).connection.stable_id
+        await server.imminent(MigrationProtocol.SYMMETRIC)
+        departure = server.departure()
+        assert len(list(departure.freeze())) == 1
+        departure.resume()
+        await server.imminent(MigrationProtocol.SYMMETRIC)
+        with pytest.raises(RelocationError, match=f"{name}.*round trip") as caught:
+            list(departure.freeze())
+        assert caught.value.code is RelocationErrorCode.CANNOT_FREEZE
+        departure.resume()
+        app.open("/next")
+        assert (await client.request("GET", "/next")).body == b"/next"
+
+
+async def test_of_dropped_connections_nothing_is_left_and_others_are_served() -> None:
+    app = Doors()
+    plain = client_configuration(None)
+    async with (
+        served(app) as server,
+        http_client(server) as client,
+        http_client(server, configuration=plain) as staying,
+    ):
+        dropped = await server_side(server, client)
+        await server_side(server, staying)
+        await server.imminent(MigrationProtocol.SYMMETRIC)
+        departure = server.departure()
+        await departure.drain(5)
+        app.open("/waiting")
+        waiting = asyncio.create_task(staying.request("GET", "/waiting"))
+        await staying.ping()
+        assert not app.entered
+        assert len(list(departure.freeze())) == 1
+        assert departure.drop() == (dropped.connection.stable_id,)
+        assert (await waiting).body == b"/waiting"
+        assert dropped not in server.connections.values()
+        assert "not settled in time" in (await dropped.wait_lost()).reason
+        assert dropped.connection.datagrams_to_send(0) == []

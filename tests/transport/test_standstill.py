@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aioquic.quic.events import ConnectionTerminated
 from simulated_pair import AWAY, Pair, Until, pair
 from support import SYMMETRIC, TRANSFER, assert_works
 
@@ -13,6 +14,7 @@ from quicferry.transport import (
     SnapshotError,
     activate,
     commit,
+    last_words,
     resume_after_freeze,
 )
 from quicferry.transport.standstill import become_copy, fall_silent
@@ -130,3 +132,28 @@ def test_what_cannot_fall_silent() -> None:
         with pytest.raises(SnapshotError, match="not confirmed"):
             fall_silent(server, now=it.network.now)
         assert not server.is_sealed
+
+
+@pytest.mark.parametrize("are_sent", [True, False])
+def test_last_words(are_sent: bool) -> None:
+    """They are those of a copy: what was not sent has not been said, and the source may go on."""
+    with pair() as it:
+        server = it.server.migrating
+        words = last_words(
+            server,
+            configuration=server.configuration,
+            now=it.network.now,
+            reason_phrase="goodbye",
+        )
+        assert words
+        assert server.is_sealed
+        if are_sent:
+            for data, address in words:
+                it.network.send(data, it.host.address, address)
+            it.network.run_for(1)
+            assert isinstance(it.client.terminated, ConnectionTerminated)
+            assert it.client.terminated.reason_phrase == "goodbye"
+        else:
+            resume_after_freeze(server, now=it.network.now)
+            it.server.flush()
+            it.exchange(TRANSFER)
