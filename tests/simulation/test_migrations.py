@@ -10,7 +10,7 @@ import pytest
 from quicferry.lab.soak import play_seeds
 
 CHUNK = 50
-CHUNKS = 40
+CHUNKS = 25
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

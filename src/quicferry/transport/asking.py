@@ -106,17 +106,26 @@ class Pace:
         pause = _OVERHEARD_INTERVAL if is_first else self.interval(source)
         return now >= asked.at + max(pause, _OVERHEARD_INTERVAL)
 
-    def challenged(self, source: NetworkAddress, now: float, known: Collection[object]) -> None:
+    def challenged(
+        self,
+        source: NetworkAddress,
+        now: float,
+        known: Collection[object],
+        *,
+        is_heard: bool = False,
+    ) -> None:
         """Take note of a challenge.
 
         Args:
             source: Where it goes.
             now: The current time in seconds.
             known: Addresses that must not be forgotten.
+            is_heard: Whether something has come from there.
         """
         asked = self._asked.setdefault(source, _Asked())
         asked.at = now
         asked.unanswered += 1
+        asked.is_heard |= is_heard
         if len(self._asked) > _REMEMBERED_ADDRESSES:
             self._asked = {addr: it for addr, it in self._asked.items() if addr in known}
 

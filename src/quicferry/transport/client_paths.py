@@ -147,6 +147,10 @@ class ClientPaths:
             self._former_homes.remove(path)
         return path
 
+    def known(self, address: Address) -> QuicNetworkPath | None:
+        """Return the path to an address, if there is one."""
+        return self._find(network_address(address, self.in_use.addr))
+
     def answered_at_home(self, connection_id: bytes) -> None:
         """Take note of an answer to a challenge, after the one that has made this home."""
         self.changes_ids |= bool(self._home_ids) and connection_id not in self._home_ids

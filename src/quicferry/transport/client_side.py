@@ -500,7 +500,8 @@ class ClientSide:
         except QuicPacketBuilderStop:
             raise AssertionError("a probe fits into the size computed for it") from None
         if write == self._write_challenge:
-            self._pace.challenged(path.addr, now, self._paths.probes)
+            heard = self._paths.is_overheard(path)
+            self._pace.challenged(path.addr, now, self._paths.probes, is_heard=heard)
         datagrams: list[tuple[bytes, NetworkAddress]] = connection._flush_builder(
             builder=builder, network_path=path, peer_cid=cid.cid, now=now
         )
@@ -570,6 +571,8 @@ class ClientSide:
             if not self._budget.allows(_SMALL_PROBE, now, packets=len(asked) + 1):
                 self._next_in_turn = number
                 break
+            if not self._is_worth_asking(addresses[number], now):
+                continue
             path = self._paths.to(addresses[number], now, asked)
             if path is None:
                 if asked:
@@ -579,6 +582,16 @@ class ClientSide:
             asked.append(path)
             is_due = self._pace.is_due(path.addr, now)
             (self._challenges if is_due else self._calls).append(path)
+
+    def _is_worth_asking(self, address: Address, now: float) -> bool:
+        """Return whether an address has a connection ID, or it is time for a challenge.
+
+        Another connection ID each time would cost the server as much as a challenge.
+        """
+        path = self._paths.known(address)
+        if path is None or path.peer_cid is not None or path is self._paths.in_use:
+            return True
+        return self._pace.is_due(path.addr, now) or self._paths.may_share(now)
 
     def _redirect(self, address: Address, now: float) -> None:
         path = self._paths.to(address, now)
@@ -626,8 +639,7 @@ class ClientSide:
         # Again until it is answered: the answer is not sent again if it is lost (RFC 9000 8.2.1).
         self._challenge_path_in_use = True
         path = self._paths.in_use.addr
-        self._pace.challenged(path, now, self._paths.probes)
-        self._pace.heard(path)
+        self._pace.challenged(path, now, self._paths.probes, is_heard=True)
         pause: float = self._connection._loss.get_probe_timeout()
         self._challenge_again_at = now + max(pause, self._pace.interval(path))
 

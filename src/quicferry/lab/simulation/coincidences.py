@@ -1,7 +1,16 @@
 """What happens in the very moment of something else: the client's change of address, and losses.
 
 Drawn at random, two things that take a fraction of a round trip hardly ever meet. So their moments
-are drawn around those where a migration takes another turn, no further away than a round trip.
+are drawn around those where a migration takes another turn, no further away than a round trip; and
+nine of ten scenarios go to and fro between two places, mostly by the symmetric protocols.
+
+How often that is was counted in scenarios without their being played, 8,000 of these and 32,000
+without coincidences. Counted are scenarios in which the client's address changes within half a
+round trip of the freeze in a symmetric move back to a former place: 0.187 to 0.0014, 130 times as
+often as by chance; of the network switch: 0.173 to 0.0017, 102 times; in the move as a whole: 0.345
+to 0.0021, 167 times. Without the way back it is 10 to 13 times, as chance does that in 3 % already.
+A loss of the very datagram that matters does not come about by chance in so many scenarios; here
+two thirds of the moves back have one. `tests/simulation/test_soak.py` counts again.
 """
 
 from __future__ import annotations

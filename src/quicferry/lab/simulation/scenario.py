@@ -148,6 +148,10 @@ class Scenario:
     copied_from: tuple[SimulatedAddress, ...] = ()
 
 
+_PROTOCOLS_TO_AND_FRO = [*MigrationProtocol, *SYMMETRIC_PROTOCOLS, *SYMMETRIC_PROTOCOLS]
+"""With the symmetric protocols the server speaks first, so there is more to go wrong at once."""
+
+
 def server_address(family: int, host: int, port: int = 4433) -> SimulatedAddress:
     """The address of one of the hosts that a server can run on."""
     if family == 4:
@@ -172,8 +176,8 @@ def draw(seed: int, peer: Peer = Peer.OURS) -> Scenario:
     if peer is not Peer.OURS:
         return _draw(seed, False, peer)
     rng = random.Random(f"coincidences {seed}")
-    scenario = _draw(seed, rng.random() < 0.5, peer)
-    if rng.random() < 0.25:
+    scenario = _draw(seed, rng.random() < 0.9, peer)
+    if rng.random() < 0.1:
         return scenario
     return _with_coincidences(scenario, rng)
 
@@ -182,7 +186,7 @@ def _draw(seed: int, between_two_places: bool, peer: Peer) -> Scenario:
     is_ours = peer is Peer.OURS
     rng = random.Random(f"scenario {seed}" if is_ours else f"scenario {seed} {peer.value}")
     family = 4 if rng.random() < 0.75 else 6
-    protocol = rng.choice(list(MigrationProtocol))
+    protocol = rng.choice(_PROTOCOLS_TO_AND_FRO if between_two_places else list(MigrationProtocol))
     server = server_address(family, 1)
 
     # All places that the server can be at: three hosts, and one of them with two ports.
@@ -202,7 +206,7 @@ def _draw(seed: int, between_two_places: bool, peer: Peer) -> Scenario:
     nat = rng.choice((None, None, NatKind.FULL_CONE, *(() if symmetric else tuple(NatKind))))
     knows_withdrawals = rng.random() < 0.75 and is_ours
     counts: tuple[int, ...] = (1, 1, 1, 2, 2, 3) if is_ours else (1, 1, 2, 2, 3, 10)
-    count = rng.choice((2, 2, 3, 4) if between_two_places else counts)
+    count = rng.choice((2, 3, 4, 5) if between_two_places else counts)
     moves = _draw_moves(rng, protocol, server, places, nat, knows_withdrawals, count)
     if not is_ours:
         moves = tuple(replace(move, follow=Follow.SETTLED) for move in moves)
@@ -297,18 +301,19 @@ def _with_more_at_once(
             alarm=move.alarm if rng.random() < 0.25 else 0.0,
         )
     freeze = move.alarm + move.linger
-    early = rng.random() < 0.2
+    switch = freeze + move.frozen
+    early = rng.random() < 0.1
     # Early: at the announcement. Else at readiness, the freeze, the switch, or when the client
     # has heard of that, and when its path is validated.
     moments = (
         (move.wait, move.wait + round_trip)
         if early
-        else (0.0, freeze, freeze, freeze + move.frozen, freeze + move.frozen + round_trip)
+        else (0.0, freeze, freeze, switch, switch, switch + round_trip)
     )
     change = ClientChange.MIGRATION if nat is None else ClientChange.NAT_REBINDING
     return replace(
         move,
-        client_change=change if rng.random() < 0.8 else ClientChange.NONE,
+        client_change=change if rng.random() < 0.9 else ClientChange.NONE,
         client_changes_early=early,
         client_changes_after=max(0.0, draw_close_to(rng, moments, round_trip)),
         losses=draw_losses(rng),
