@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pylsqpack
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.h3.connection import ErrorCode, FrameType, encode_frame
@@ -453,3 +454,26 @@ async def test_responses_that_nobody_reads_share_what_a_connection_may_keep() ->
         # The first ones had the connection for themselves.
         assert number * window <= produced <= number * (window + 2 * piece) + (4 << 20)
         assert [len(await stream.read()) for stream in streams[:2]] == [100 * piece] * 2
+
+
+async def test_what_follows_a_header_that_waits_for_its_table_fills_no_memory_of_a_client() -> None:
+    """A hostile server never sends what the header refers to (RFC 9204 2.1.2)."""
+    async with connected(Slow(), HttpClient) as http:
+        request = asyncio.create_task(http.client.request("GET", "/slow"))
+        while not http.server.running_requests():
+            await http.settled()
+        encoder = pylsqpack.Encoder()
+        encoder.apply_settings(4096, 16)
+        head = [(b":status", b"200"), (b"x-own", b"a value that is worth an entry")]
+        encoder.encode(0, head)
+        _, section = encoder.encode(0, head)
+        data = encode_frame(FrameType.HEADERS, section) + encode_frame(
+            FrameType.DATA, bytes(1 << 23)
+        )
+        http.server.connection.send_stream_data(0, data)
+        http.server.transmit()
+        for _ in range(100):
+            await http.settled()
+        window = http.client.connection.configuration.max_stream_data
+        assert window <= http.client.connection._local_max_data.used <= window + window // 2
+        request.cancel()
