@@ -477,3 +477,26 @@ async def test_what_follows_a_header_that_waits_for_its_table_fills_no_memory_of
         window = http.client.connection.configuration.max_stream_data
         assert window <= http.client.connection._local_max_data.used <= window + window // 2
         request.cancel()
+
+
+async def test_a_hundred_requests_at_once_leave_others_their_turn() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        begun.append(scope["path"])
+        await respond(send, b"answer")
+
+    async with (
+        served(app) as server,
+        hostile_client(server) as hostile,
+        http_client(server) as good,
+    ):
+        for _ in range(100):
+            stream_id = hostile.ask(b"/many")
+            hostile.connection.send_stream_data(stream_id, b"", end_stream=True)
+        hostile.transmit()
+        assert (await good.request("GET", "/good")).body == b"answer"
+        while len(begun) < 101:
+            await hostile.ping()
+        assert begun.index("/good") < 50

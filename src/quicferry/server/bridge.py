@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from dataclasses import replace
 from functools import partial
 from wsgiref.handlers import format_date_time
@@ -93,6 +94,9 @@ _SILENCE = 3.0
 _PTOS = 3
 """Probe timeouts for which a closing connection lingers (RFC 9000 10.2)."""
 
+AT_ONCE = 8
+"""Requests of a connection that begin in a turn of the event loop; a packet may bring a hundred."""
+
 PIECE = 64 * 1024
 """A large body message is handed on in pieces of this size."""
 
@@ -140,6 +144,8 @@ class AsgiBridge(H3Protocol):
         self._waiting: set[Exchange] = set()
         self._cancellations = Cancellations(asyncio.get_running_loop().time)
         self._is_closing = False
+        self._to_begin: deque[tuple[Exchange, HeadersReceived]] = deque()
+        self._beginning: asyncio.Handle | None = None
         self.gate = Gate(self._quic, self.connection, self._reject)
 
     # From the client
@@ -226,7 +232,17 @@ class AsgiBridge(H3Protocol):
         exchange = self._exchange(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":
             exchange.ask = partial(self._ask_for_body, exchange.stream_id)
-        exchange.pump = asyncio.create_task(self._pump(exchange, request))
+        self._to_begin.append((exchange, request))
+        if self._beginning is None:
+            self._begin_some()
+
+    def _begin_some(self) -> None:
+        """Begin with a few requests, and with more when others have had their turn."""
+        loop, self._beginning = asyncio.get_running_loop(), None
+        for _ in range(min(AT_ONCE, len(self._to_begin))):
+            exchange, request = self._to_begin.popleft()
+            exchange.pump = asyncio.create_task(self._pump(exchange, request))
+            self._beginning = self._beginning or loop.call_soon(self._begin_some)
 
     async def _pump(self, exchange: Exchange, request: HeadersReceived) -> None:
         """Hand a request to its application, at the application's pace."""
