@@ -1,20 +1,22 @@
 """Runs the tests on each mutant of a part, as a pytest plugin.
 
 Everything is imported and collected once, and no test is run in that process. Each test is then run
-in a fork, to learn which functions it calls and how long it takes; after that each mutant, in a
-fork where the function has the mutant's code, by the tests that call it, the quickest first.
+in a fork, to learn which lines it runs through and how long it takes; after that each mutant, in a
+fork where the function has the mutant's code, by the tests that come to its line, the quickest
+first.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
 import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,11 +57,11 @@ class Fate:
 
 @dataclass
 class _Tested:
-    """A test: which functions it calls, and how long it takes in seconds."""
+    """A test: which lines it runs through, by file, and how long it takes in seconds."""
 
     item: pytest.Item
     seconds: float
-    calls: frozenset[Function]
+    lines: Mapping[str, frozenset[int]]
 
 
 @dataclass
@@ -94,8 +96,9 @@ class Runner:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try all mutants."""
-        functions = _functions({str(module) for module in self.modules})
-        tested = list(self._learn(session.items, functions))
+        files = [str(module) for module in self.modules]
+        functions = _functions(files)
+        tested = list(self._learn(session.items, files))
         for module in self.modules:
             place = module.relative_to(Path.cwd())
             for mutant in mutants(module.read_text("utf-8"), str(module)):
@@ -108,37 +111,38 @@ class Runner:
                     self.report(fate)
         return True
 
-    def _learn(
-        self, items: Iterable[pytest.Item], functions: Mapping[Function, list[FunctionType]]
-    ) -> Iterator[_Tested]:
-        by_code = {id(each.__code__): name for name, all_ in functions.items() for each in all_}
-        names = sorted(functions)
+    def _learn(self, items: Iterable[pytest.Item], files: Sequence[str]) -> Iterator[_Tested]:
         for item in items:
             reading, writing = os.pipe()
 
             def learn(item: pytest.Item = item, writing: int = writing) -> int:
-                called: set[Function] = set()
+                lines: dict[str, set[int]] = {file: set() for file in files}
 
-                def note(frame: FrameType, event: str, argument: Any) -> None:
-                    if event == "call" and (name := by_code.get(id(frame.f_code))):
-                        called.add(name)
+                def follow(frame: FrameType, event: str, argument: Any) -> Any:
+                    seen = lines.get(frame.f_code.co_filename)
+                    if seen is None:
+                        return None
+                    seen.add(frame.f_lineno)
+                    return follow
 
                 start = time.process_time()
-                sys.setprofile(note)
+                sys.settrace(follow)
                 outcome = _run([item])
-                sys.setprofile(None)
+                sys.settrace(None)
+                seconds = time.process_time() - start
                 with os.fdopen(writing, "w") as stream:
-                    numbers = (names.index(each) for each in called)
-                    print(time.process_time() - start, *numbers, file=stream)
+                    json.dump([seconds, [sorted(lines[file]) for file in files]], stream)
                 return outcome
 
             child = _fork(learn)
             os.close(writing)
             with os.fdopen(reading) as stream:
-                seconds, *numbers = stream.read().split() or ["0"]
+                learnt = stream.read()
             outcome = _wait(child, 300)
-            if outcome == _PASSED:
-                yield _Tested(item, float(seconds), frozenset(names[int(n)] for n in numbers))
+            if outcome == _PASSED and learnt:
+                seconds, lines = json.loads(learnt)
+                by_file = dict(zip(files, map(frozenset, lines), strict=True))
+                yield _Tested(item, seconds, by_file)
             elif outcome != _SKIPPED:
                 print(f"left out, since it fails without any mutant: {item.nodeid}", flush=True)
 
@@ -152,8 +156,14 @@ class Runner:
     ) -> Fate:
         chosen: list[pytest.Item] = []
         seconds = 0.0
-        for test in sorted(tested, key=lambda each: each.seconds):
-            if function in test.calls and seconds + test.seconds <= self.budget:
+        by_time = sorted(tested, key=lambda each: each.seconds)
+        coming = [each for each in by_time if mutant.line in each.lines[function[0]]]
+        if not coming:
+            # Not every line of an expression is known to the interpreter.
+            _, *rest = (line for *_, line in mutant.code.co_lines() if line is not None)
+            coming = [each for each in by_time if not each.lines[function[0]].isdisjoint(rest)]
+        for test in coming:
+            if seconds + test.seconds <= self.budget:
                 chosen.append(test.item)
                 seconds += test.seconds
 
@@ -173,7 +183,7 @@ class Runner:
         return Fate(name, verdict.get(outcome, "killed"), len(chosen))
 
 
-def _functions(files: set[str]) -> dict[Function, list[FunctionType]]:
+def _functions(files: Collection[str]) -> dict[Function, list[FunctionType]]:
     """Return all functions that were made of the files, also decorated ones and properties."""
     found: dict[Function, list[FunctionType]] = defaultdict(list)
     for each in gc.get_objects():
