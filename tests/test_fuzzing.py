@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fuzzing import harness
-from fuzzing.containers import archive
+from fuzzing.containers import archive, core
 from fuzzing.harness import STEP_LIMIT, FindingError, Steps, Target, check, explore
 from fuzzing.targets import TARGETS
 from hypothesis import strategies as st
@@ -25,6 +25,7 @@ FOUND: list[tuple[str, Any]] = [
     ("images", (Compression.NONE, [("a\0b", b"")])),
     ("archives", archive([("config.dump", tarfile.REGTYPE, b"[" * 100_000)])),
     ("archives", archive([("config.dump", tarfile.REGTYPE, b" " * (32 << 20))])),
+    ("criu-images", core({9: b"\x01" * 30_000}, {}, {})),
     ("messages", b"\x01" + ARRAYS),
     ("agent", [(1 + len(ARRAYS)).to_bytes(4, "big") + b"\x01" + ARRAYS]),
     ("snapshots", b"QFCS\x00\x02" + zlib.crc32(ARRAYS).to_bytes(4, "big") + ARRAYS),

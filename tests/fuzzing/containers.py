@@ -12,11 +12,16 @@ from typing import Any
 
 import zstandard
 from hypothesis import strategies as st
+from relocation import test_criu_images
+from relocation.test_criu_images import credentials, encode, varint
+from relocation.test_podman_rights import CONFIG, SPEC
 
 from fuzzing.carried import Change, changed, changes
 from fuzzing.harness import FindingError, Steps, Target
 from fuzzing.quic import damaged
+from quicferry.relocation.engines.criu_images import LARGEST_IMAGE, Rights, check_images
 from quicferry.relocation.engines.podman_facts import Archive
+from quicferry.relocation.engines.podman_rights import Given
 from quicferry.relocation.errors import EngineError, HandoverError
 from quicferry.relocation.images import Compression, ImageReceiver
 
@@ -145,7 +150,82 @@ def _play_archive(value: bytes) -> Steps:
                 raise FindingError(f"{found} got through")
 
 
+# What CRIU's images and Podman's files say that processes may do
+
+_RECORDED = Path(test_criu_images.__file__).with_name("recorded") / "criu-core.img"
+_CORE = _RECORDED.read_bytes()
+_RIGHTS = Rights(61000, (61000,), frozenset({"CAP_NET_BIND_SERVICE"}), True)
+_CORE_HEADER = 12
+_numbers = st.sampled_from([0, 1, 61000, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+_credentials: st.SearchStrategy[dict[int, Any]] = st.dictionaries(
+    st.integers(1, 20),
+    _numbers
+    | st.binary(max_size=20)
+    | st.builds(
+        lambda number, times: varint(number) * times,  # packed
+        _numbers,
+        st.sampled_from([1, 2, 3, 100, 30_000]),
+    ),
+    max_size=8,
+)
+
+
+def core(creds: dict[int, Any], thread: dict[int, Any], task: dict[int, Any]) -> bytes:
+    whole = {**credentials(), **creds}
+    message = encode({3: {1: 1, **task}, 5: {10: whole, 11: 2, **thread}})
+    return _with_header(message)
+
+
+def _with_header(message: bytes) -> bytes:
+    return _CORE[: _CORE_HEADER - 4] + len(message).to_bytes(4, "little") + message
+
+
+_few: st.SearchStrategy[dict[int, Any]] = st.dictionaries(
+    st.integers(1, 12), _numbers | st.binary(max_size=20), max_size=3
+)
+_cores = st.one_of(
+    st.builds(core, _credentials, _few, _few),
+    damaged(st.just(_CORE)),
+    damaged(st.just(_CORE[_CORE_HEADER:])).map(_with_header),
+    st.builds(
+        lambda unit, times: _with_header(unit * times),
+        st.binary(min_size=1, max_size=4),
+        st.sampled_from([1, 1000, 20_000]),
+    ),
+).map(lambda image: image[: LARGEST_IMAGE + 1])
+
+
+def _play_core(value: bytes) -> Steps:
+    yield
+    with suppress(EngineError):
+        check_images([("core-1.img", value)], _RIGHTS)
+
+
+_GIVEN = Given("61000:61000", Path("/run/quicferry/app"), (Path("/srv/data"),), Path("/var/lib/x"))
+_pairs = st.tuples(
+    st.builds(changed, st.just(CONFIG), changes) | st.just(CONFIG),
+    st.builds(changed, st.just(SPEC), changes),
+)
+
+
+def _play_rights(value: tuple[Any, Any]) -> Steps:
+    members = [
+        _member(name, part, [])
+        for name, part in zip(("config.dump", "spec.dump"), value, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.tar"
+        path.write_bytes(
+            archive([*members, ("checkpoint/core-1.img", tarfile.REGTYPE, core({}, {}, {}))])
+        )
+        yield
+        with suppress(EngineError):
+            Archive.read(path).check(path, _GIVEN)
+
+
 TARGETS = [
+    Target("criu-images", _cores, _play_core),
+    Target("rights", _pairs, _play_rights),
     Target("images", _images, _play_images),
     Target("archives", _archives, _play_archive),
 ]

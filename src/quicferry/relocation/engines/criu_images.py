@@ -21,8 +21,10 @@ from quicferry.relocation.errors import EngineError
 
 _HEADER = struct.Struct("<III")
 _COMMON, _CORE = 0x54564319, 0x55053847
-LARGEST_IMAGE = 1 << 20
+LARGEST_IMAGE = 1 << 16
 """Bytes of the image of one thread; CRIU writes some thousand."""
+_CAPABILITY_WORDS = 2
+"""Linux has so many words of 32 bits for a set of capabilities."""
 
 _TASK, _THREAD = 3, 5
 """Fields of ``core_entry``."""
@@ -137,6 +139,8 @@ def _excess(core: bytes, rights: Rights, allowed: int) -> str | None:
         return f"would be of group {', '.join(map(str, sorted(groups | further)))}"
     for field in _CAPABILITIES:
         words = _numbers(credentials.get(field, []))
+        if len(words) > _CAPABILITY_WORDS:
+            raise ValueError
         mask = sum(word << 32 * place for place, word in enumerate(words))
         if more := mask & ~allowed:
             return f"would have the capability {_name_of(more)}"
@@ -148,7 +152,8 @@ def _excess(core: bytes, rights: Rights, allowed: int) -> str | None:
 def _content(image: bytes) -> bytes:
     """Return what the image of a process or a thread holds."""
     common, kind, size = _HEADER.unpack_from(image)
-    if (common, kind) != (_COMMON, _CORE) or len(image) != _HEADER.size + size:
+    is_whole = len(image) == _HEADER.size + size <= LARGEST_IMAGE
+    if (common, kind) != (_COMMON, _CORE) or not is_whole:
         raise ValueError
     return image[_HEADER.size :]
 
