@@ -16,6 +16,7 @@ from aioquic.quic.packet import QuicFrameType
 from in_memory import RawClient as Raw
 from in_memory import connected
 from loopback import (
+    body_of,
     client_configuration,
     demo_app,
     http_client,
@@ -349,6 +350,45 @@ async def test_a_header_of_unlimited_length_is_refused_and_takes_no_time_of_othe
             assert (await good.request("POST", "/", body=b"x")).body == b"x"
         assert hostile.statuses[stream_id] == b"431"
         assert hostile.closed_by is None
+
+
+@pytest.mark.parametrize("way", ["read", "cancelled"])
+async def test_uploads_make_room_before_their_calls_end(
+    way: str,
+) -> None:
+    read = 0
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal read
+        assert scope["type"] == "http"
+        if scope["path"] == "/read":
+            async for chunk in body_of(receive):
+                read += len(chunk)
+        await go.wait()
+        await respond(send, b"")
+
+    window, uploads = 1 << 16, 60
+    async with connected(app, Hostile, max_stream_data=window, max_data=window) as http:
+        if way == "cancelled":
+            for stream_id in [http.client.ask(b"/ignore") for _ in range(uploads)]:
+                data = encode_frame(FrameType.DATA, bytes(4 * window))
+                http.client.connection.send_stream_data(stream_id, data)
+            http.client.transmit()
+            for _ in range(50):
+                await http.settled()
+            for stream_id in range(0, 4 * uploads, 4):
+                http.client.connection.reset_stream(stream_id, CANCELLED)
+            http.client.transmit()
+        for _ in range(uploads):
+            stream_id = http.client.ask(b"/read")
+            data = encode_frame(FrameType.DATA, bytes(window // 2))
+            http.client.connection.send_stream_data(stream_id, data, end_stream=True)
+        http.client.transmit()
+        for _ in range(200):
+            await http.settled()
+        assert read == uploads * (window // 2)
+        go.set()
 
 
 # Draining

@@ -165,6 +165,8 @@ class AsgiBridge(H3Protocol):
             case StreamDataReceived(stream_id=stream_id) if stream_is_request_response(stream_id):
                 self._pace(stream_id)
             case StreamReset(stream_id=stream_id) | StopSendingReceived(stream_id=stream_id):
+                if isinstance(event, StreamReset):
+                    self._quic.stream_unread(stream_id, 0)  # nobody ever reads what is there
                 if (exchange := self._exchanges.get(stream_id)) is not None:
                     self._abort(exchange, ErrorCode.H3_REQUEST_CANCELLED)
                     self._note_cancelled()

@@ -105,6 +105,7 @@ class Exchange:
     def disconnect(self) -> None:
         """Note that the client is gone, or wants no response."""
         self.ask = None
+        self._chunks.clear()
         self.is_disconnected = True
         self._news.set()
         if self.room is not None and not self.room.done():

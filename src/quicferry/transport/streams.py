@@ -99,12 +99,15 @@ class StreamControl(QuicConnection):
             Whether the peer should be told now: transmit then.
         """
         stream = self._streams.get(stream_id)
-        if stream is None or stream.receiver.is_finished:
+        if stream is None:
             return False
         if len(self._consumed) > 2 * len(self._streams):
             self._consumed = {i: n for i, n in self._consumed.items() if i in self._streams}
         self._consumed[stream_id] = max(offset, self._consumed.get(stream_id, 0))
-        return self._grant(stream) is not None
+        limit = self._local_max_data
+        return self._grant(stream) is not None or (
+            limit.value - limit.used < self._window // 4 and self._data_limit() > limit.value
+        )
 
     def stream_unread(self, stream_id: int, size: int) -> bool:
         """Do the same, where the application knows how much it has not read of what has arrived."""
@@ -179,20 +182,21 @@ class StreamControl(QuicConnection):
         limit = self._local_max_data
         used = limit.used
         if limit.value - used < self._window // 2:
-            limit.value = max(limit.value, used - self._unread() + self._window)
+            limit.value = max(limit.value, self._data_limit())
         limit.used = 0  # what has arrived must not make aioquic double the limit
         try:
             super()._write_connection_limits(builder, space)
         finally:
             limit.used = used
 
-    def _unread(self) -> int:
-        """How many bytes have arrived on paced streams and were not read."""
-        paced = [(i, self._streams[i].receiver) for i in self._consumed if i in self._streams]
-        return sum(
-            receiver._buffer_start + len(receiver._buffer) - self._consumed[stream_id]
-            for stream_id, receiver in paced
+    def _data_limit(self) -> int:
+        """What the peer may send on all streams: a window beyond what has been read."""
+        unread = sum(
+            stream.receiver._buffer_start + len(stream.receiver._buffer) - consumed
+            for stream_id, consumed in self._consumed.items()
+            if (stream := self._streams.get(stream_id)) is not None
         )
+        return self._local_max_data.used - unread + self._window
 
     def _write_reset_stream_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
         # It would open a stream beyond the peer's limit (RFC 9000 4.6); aioquic sends it.
@@ -241,6 +245,8 @@ class StreamControl(QuicConnection):
             stream.receiver.highest_offset = highest_offset
 
     def _grant(self, stream: QuicStream) -> int | None:
+        if stream.receiver.is_finished:
+            return None
         window = self._configuration.max_stream_data
         assert stream.stream_id is not None, "only CRYPTO streams have no id"
         limit = self._consumed[stream.stream_id] + window
