@@ -61,11 +61,17 @@ def credentials(
 
 
 def write(
-    folder: Path, creds: Message, name: str = "core-1.img", thread: Message | None = None
+    folder: Path,
+    creds: Message,
+    name: str = "core-1.img",
+    thread: Message | None = None,
+    *,
+    is_thread: bool = False,
 ) -> None:
-    """Write the image of a process as CRIU does."""
+    """Write the image of a process, or of a further thread of one, as CRIU does."""
     of_thread = {1: 2**63, 2: 12, 3: 0, 10: creds, **(thread or {})}
-    core = encode({1: 1, 2: b"registers", 3: {1: 1, 2: 0, 6: "python3"}, 5: of_thread})
+    of_task: Message = {} if is_thread else {3: {1: 1, 2: 0, 6: "python3"}}
+    core = encode({1: 1, 2: b"registers", **of_task, 5: of_thread})
     (folder / name).write_bytes(struct.pack("<III", 0x54564319, 0x55053847, len(core)) + core)
 
 
@@ -144,6 +150,11 @@ def test_a_filter_that_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, credentials(), thread={11: 2, 12: 0})
     check_rights(tmp_path, filtered)
     write(tmp_path, credentials(), thread={11: 1})
+    assert "no filter of system calls" in problem_of(tmp_path, filtered)
+    write(tmp_path, credentials(), thread={11: 2, 12: 0})
+    write(tmp_path, credentials(), "core-2.img", is_thread=True)
+    check_rights(tmp_path, filtered)
+    write(tmp_path, credentials(), "core-2.img", {11: 0}, is_thread=True)
     assert "no filter of system calls" in problem_of(tmp_path, filtered)
 
 

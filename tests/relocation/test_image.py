@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,40 @@ class TestConfiguration:
             ("CAP_NET_BIND_SERVICE", "CAP_IPC_LOCK")
         }
         assert config["root"] == {"path": "rootfs", "readonly": True}
-        assert config["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+        assert config["linux"]["resources"] == {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "pids": {"limit": SITE.processes},
+            "memory": {"limit": SITE.memory << 20},
+        }
         assert "/proc/kcore" in config["linux"]["maskedPaths"]
         assert "/proc/sys" in config["linux"]["readonlyPaths"]
+
+    def test_without_limits(self) -> None:
+        site = replace(SITE, memory=0, processes=0)
+        resources = make_config(site, PYTHON, "site")["linux"]["resources"]
+        assert list(resources) == ["devices"]
+        made = PodmanImage("localhost/site:latest", "site", "sha256:00", NOBODY, 0, 0)
+        assert "--pids-limit=0" in made.command
+        assert not [each for each in made.command if each.startswith("--memory")]
+
+    @pytest.mark.parametrize(
+        "name", ["mount", "unshare", "setns", "ptrace", "bpf", "init_module", "io_uring_setup"]
+    )
+    def test_system_calls_that_lead_out_are_refused(self, name: str) -> None:
+        rules = make_config(SITE, PYTHON, "site")["linux"]["seccomp"]["syscalls"]
+        (rule,) = (each for each in rules if name in each["names"])
+        assert (rule["action"], rule["errnoRet"]) == ("SCMP_ACT_ERRNO", errno.EPERM)
+        assert "args" not in rule
+
+    def test_no_namespace_is_made_in_any_way(self) -> None:
+        """By clone(2) none, and clone3(2) is not there, so that libraries use the other."""
+        rules = make_config(SITE, PYTHON, "site")["linux"]["seccomp"]["syscalls"]
+        (clone3,) = (each for each in rules if "clone3" in each["names"])
+        assert clone3["errnoRet"] == errno.ENOSYS
+        refused = [each["args"][0] for each in rules if "clone" in each["names"]]
+        assert all(each["value"] == each["valueTwo"] for each in refused)
+        flags = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+        assert {each["value"] for each in refused} == set(flags), "see linux/sched.h"
 
     def test_it_has_the_hosts_network_and_nothing_else_of_the_host(self) -> None:
         config = make_config(SITE, PYTHON, "site")
@@ -106,7 +139,7 @@ class TestConfiguration:
         }
 
     def test_podman_is_told_the_same(self) -> None:
-        made = PodmanImage("localhost/site:latest", "site", "sha256:00", NOBODY)
+        made = PodmanImage("localhost/site:latest", "site", "sha256:00", NOBODY, 512 << 20, 7)
         assert made.command[-1] == "localhost/site:latest"
         assert {
             "--network=host",
@@ -115,6 +148,8 @@ class TestConfiguration:
             "--cap-add=CAP_NET_BIND_SERVICE",
             "--cap-add=CAP_IPC_LOCK",
             "--security-opt=no-new-privileges",
+            "--pids-limit=7",
+            f"--memory={512 << 20}b",
             "--volume=/run/quicferry/site:/run/quicferry",
             f"--annotation={IMAGE_ANNOTATION}=sha256:00",
         } <= set(made.command)

@@ -17,6 +17,8 @@ from quicferry.cli.serving import say_json, say_text
 from quicferry.protocol import Address
 from quicferry.relocation.image import (
     DEFAULT_BIND,
+    DEFAULT_MEMORY,
+    DEFAULT_PROCESSES,
     Application,
     Bundle,
     PodmanImage,
@@ -135,6 +137,23 @@ class _Next:
     help="User and group that the server runs as, by number.  [default: 61000, or 0 where root "
     "lacks CAP_SYS_RESOURCE, without which CRIU can move only root's processes]",
 )
+@click.option(
+    "--memory",
+    type=click.IntRange(min=0),
+    metavar="MB",
+    default=DEFAULT_MEMORY,
+    show_default=True,
+    help="Megabytes of memory that the container may use; at more its server is ended. 0 for any "
+    "amount, as where control groups cannot limit it.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    metavar="NUMBER",
+    default=DEFAULT_PROCESSES,
+    show_default=True,
+    help="Processes and threads that the container may have; 0 for any number.",
+)
 @json_option
 def image(
     app: str,
@@ -146,6 +165,8 @@ def image(
     name: str | None,
     bind: Address,
     user: int | None,
+    memory: int,
+    processes: int,
     as_json: bool,
     **files: Path | None,
 ) -> None:
@@ -161,6 +182,8 @@ def image(
         bind=bind,
         options=options,
         user=default_user() if user is None else user,
+        memory=memory,
+        processes=processes,
         **files,
     )
     say = say_json if as_json else say_text

@@ -65,6 +65,8 @@ def _make(folder: Path, hosts: tuple[str, ...], pool: tuple[str, ...], root: Pat
         key=folder / "key.pem",
         bind=Address.parse(f"0.0.0.0:{_PORT}"),
         options=tuple(word for address in pool for word in ("--pool", address)),
+        memory=0,  # a machine may have the controllers elsewhere than in the hosts' hierarchy
+        processes=0,
     )
     make_bundle(folder / NAME, application, name=NAME, base=root)
 

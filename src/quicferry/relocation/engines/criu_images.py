@@ -144,7 +144,9 @@ def _excess(core: bytes, rights: Rights, allowed: int) -> str | None:
         mask = sum(word << 32 * place for place, word in enumerate(words))
         if more := mask & ~allowed:
             return f"would have the capability {_name_of(more)}"
-    if rights.is_filtered and thread.get(_SECCOMP, [0])[-1:] != [_FILTERED]:
+    # A further thread has none of its own in its image if it has that of its process.
+    without = [0] if task else [_FILTERED]
+    if rights.is_filtered and thread.get(_SECCOMP, without)[-1:] != [_FILTERED]:
         return "would have no filter of system calls"
     return None
 

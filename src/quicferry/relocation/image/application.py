@@ -54,6 +54,12 @@ def default_user() -> int:
     return NOBODY if int(rest.split()[0], 16) & _CAP_SYS_RESOURCE else ROOT
 
 
+DEFAULT_MEMORY = 1024
+"""Megabytes."""
+DEFAULT_PROCESSES = 512
+"""Processes and threads."""
+
+
 @dataclass(frozen=True)
 class Application:
     """An ASGI application and how it is served.
@@ -67,6 +73,8 @@ class Application:
         bind: Where the server listens.
         options: Further options of ``quicferry serve``.
         user: The number of the user and group that the server runs as; see `default_user`.
+        memory: How much memory the container may use, in megabytes; 0 for any amount.
+        processes: How many processes and threads it may have; 0 for any number.
     """
 
     name: str
@@ -77,6 +85,8 @@ class Application:
     bind: Address = DEFAULT_BIND
     options: tuple[str, ...] = ()
     user: int = field(default_factory=default_user)
+    memory: int = DEFAULT_MEMORY
+    processes: int = DEFAULT_PROCESSES
 
     @property
     def module(self) -> str:

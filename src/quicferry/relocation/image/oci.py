@@ -2,7 +2,8 @@
 
 The server sees the host's network, because it listens at the host's addresses, and nothing else of
 the host but the directory with its management socket. It has no user's rights beyond its own files,
-and no capability but the one to listen at ports below 1024. What it writes is in memory, which CRIU
+and no capability but the one to listen at ports below 1024; its system calls are filtered, and its
+processes and memory are limited. What it writes is in memory, which CRIU
 carries along; the root file system is the same on both hosts and stays as it is.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from ..engines.criu import CONFIGURATION_ANNOTATION
 from ..engines.engine import IMAGE_ANNOTATION, SOCKET_DIRECTORY
 from .application import Application
+from .filter import make_filter
 
 CONFIG_NAME = "config.json"
 
@@ -75,7 +77,8 @@ def make_config(application: Application, python: str, name: str) -> dict[str, A
         "hostname": name,
         "mounts": _mounts(name),
         "linux": {
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "resources": _resources(application),
+            "seccomp": make_filter(),
             "namespaces": [{"type": namespace} for namespace in _NAMESPACES],
             "maskedPaths": [f"/proc/{path}" for path in _MASKED],
             "readonlyPaths": [f"/proc/{path}" for path in _READ_ONLY],
@@ -99,6 +102,16 @@ def make_annotations(name: str, digest: str) -> dict[str, str]:
 def socket_directory(name: str) -> str:
     """Return the directory on a host that a container has its management socket in."""
     return f"{HOST_DIRECTORY}/{name}"
+
+
+def _resources(application: Application) -> dict[str, Any]:
+    # A limit needs its controller, which not every system has for control groups (cgroups(7)).
+    resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
+    if application.processes:
+        resources["pids"] = {"limit": application.processes}
+    if application.memory:
+        resources["memory"] = {"limit": application.memory << 20}
+    return resources
 
 
 def _mounts(name: str) -> list[dict[str, Any]]:

@@ -16,7 +16,14 @@ from ..engines.engine import IMAGE_ANNOTATION, SOCKET_DIRECTORY
 from .application import Application
 from .bundle import build, check_apart, check_name, require_root, scratch
 from .errors import ImageError
-from .oci import CAPABILITIES, CONFIG_NAME, MEMORY, OPEN_FILES, ROOT_FOLDER, socket_directory
+from .oci import (
+    CAPABILITIES,
+    CONFIG_NAME,
+    MEMORY,
+    OPEN_FILES,
+    ROOT_FOLDER,
+    socket_directory,
+)
 from .programs import run
 from .root import Progress
 
@@ -33,12 +40,16 @@ class PodmanImage:
         name: What the container has to be called.
         digest: Of everything in it; equal on hosts between which it can move.
         user: The number of the user that the server runs as.
+        memory: How much memory the container may use, in bytes; 0 for any amount.
+        processes: How many processes and threads it may have; 0 for any number.
     """
 
     reference: str
     name: str
     digest: str
     user: int
+    memory: int
+    processes: int
 
     @classmethod
     def of(cls, bundle: Path, name: str) -> Self:
@@ -55,9 +66,13 @@ class PodmanImage:
         try:
             config = json.loads((bundle / CONFIG_NAME).read_bytes())
             digest, user = config["annotations"][IMAGE_ANNOTATION], config["process"]["user"]["uid"]
-        except (OSError, ValueError, KeyError, TypeError):
+            resources = config["linux"]["resources"]
+            memory, processes = (
+                resources.get(kind, {}).get("limit", 0) for kind in ("memory", "pids")
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ImageError(f"{bundle} is no bundle; make one with `quicferry image`") from None
-        return cls(_reference(name), name, digest, user)
+        return cls(_reference(name), name, digest, user, memory, processes)
 
     @property
     def socket_directory(self) -> Path:
@@ -69,7 +84,8 @@ class PodmanImage:
         """What starts the container."""
         return (
             *("podman", "--runtime=runc", "run", "--detach", "--name", self.name),
-            *("--network=host", "--pids-limit=0"),
+            *("--network=host", f"--pids-limit={self.processes}"),
+            *([f"--memory={self.memory}b"] if self.memory else []),
             "--passwd=false",  # Podman would mount one that it does not make again on another host
             *("--read-only", "--read-only-tmpfs=false"),
             *(f"--tmpfs={at}:{','.join(how)}" for at, how in MEMORY.items()),
