@@ -77,6 +77,8 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Application:
         key=folder / "key.pem",
         bind=Address.parse("0.0.0.0:443"),
         options=("--protocols", "symmetric"),
+        memory=0,
+        processes=0,
     )
 
 
@@ -118,6 +120,7 @@ def bundle(
     done = subprocess.run(
         [
             *(*CLI, "image", application.name, "--json", "--bind", str(application.bind)),
+            *("--memory", "0", "--processes", "0"),  # controllers may be in another hierarchy
             *(f"{option}={path}" for option, path in files.items()),
             *("--", *application.options),
         ],
