@@ -50,6 +50,7 @@ from quicferry.transport.snapshot_records import Snapshot
 THIRD: SimulatedAddress = ("10.0.0.3", 4433)
 BOTH_WAYS = Exchange(40_000, 40_000, answer=Answer.AT_ONCE)
 CASES = 320
+POOL = MigrationProtocol.POOL_OF_ADDRESSES
 SYMMETRIC = MigrationProtocol.SYMMETRIC | MigrationProtocol.SYNCHRONIZED_SYMMETRIC
 HEADER = struct.Struct("!4sHI")
 
@@ -400,6 +401,39 @@ def test_a_copy_has_all_that_a_connection_has() -> None:
         copy = copy_of(it, freeze(source, now=it.network.now))
         assert vars(copy).keys() == vars(source).keys()
         assert known - {name for name, value in vars(copy).items() if value} == OF_THE_HANDSHAKE
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_copy_of_a_copy_is_the_same(seed: int) -> None:
+    """Whatever is under way, and also what is there for a moment only."""
+    rng = random.Random(f"copies {seed}")
+    protocol = rng.choice((None, *MigrationProtocol))
+    options = ServerMigration(pool=pool(AWAY) if protocol is POOL else ())
+    with pair(seed, path=draw_path(rng), server=options) as it:
+        source = it.server.migrating
+        if protocol is not None:
+            it.imminent(protocol, AWAY if protocol is MigrationProtocol.EXPLICIT else None)
+        it.requests.start([draw_lane(rng) for _ in range(3)])
+        it.network.run_for(rng.uniform(0, 0.2))
+        source._retire_connection_ids = [seed]
+        source._client_cid_is_new = source._handshake_done_pending = True
+        source._probe_pending = source._streams_blocked_pending = True
+        source._peer_retire_prior_to = 1
+        source.send_ping(seed)
+        if protocol is not None and rng.random() < 0.5:
+            source.network_switch(AWAY, now=it.network.now)
+        collect_events(it)
+        first = freeze(source, now=it.network.now)
+        copy = copy_of(it, first)
+        assert copy.stable_id == source.stable_id
+        activate(copy, now=it.network.now)
+        commit(copy)
+        assert decode(freeze(copy, now=it.network.now), Snapshot) == decode(first, Snapshot)
+
+
+def collect_events(it: Pair) -> None:
+    while it.server.migrating.next_migration_event() is not None:
+        pass
 
 
 def test_what_is_left_of_the_handshake_on_the_network_is_dropped() -> None:
