@@ -265,7 +265,7 @@ def _slow_reading(site: Site) -> int:
     until = max(site.until, time.monotonic() + LEAST)
     while time.monotonic() < until:
         for puppet in crowd:
-            puppet.turn()
+            puppet.turn(reads=2)
             time.sleep(0.5 / _SLOW_CLIENTS)
     return len(crowd)
 
@@ -295,7 +295,7 @@ def _crowd(site: Site, number: int, ask: Callable[[Puppet], list[int]]) -> int:
     count = 0
     for puppet in crowd:
         count += len(ask(puppet))
-        puppet.turn(reads=False)
+        puppet.turn(reads=0)
         time.sleep(_BETWEEN)
     say("begun")
     time.sleep(max(0.0, site.until - time.monotonic()))

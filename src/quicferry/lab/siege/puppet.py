@@ -61,10 +61,10 @@ class Puppet:
         self._server = server
         self.quic.connect(server, time.monotonic())
 
-    def turn(self, *, reads: bool = True) -> None:
-        """Take in what has come, and send what is to be sent."""
+    def turn(self, *, reads: int = _MOST_READ) -> None:
+        """Take in so many datagrams that have come, and send what is to be sent."""
         now = time.monotonic()
-        for data in self._datagrams() if reads else ():
+        for data in self._datagrams(reads):
             self.quic.receive_datagram(data, self._server, now)
         timer = self.quic.get_timer()
         if timer is not None and timer <= now:
@@ -90,8 +90,8 @@ class Puppet:
         """Forget the connection; the server is told nothing."""
         self._socket.close()
 
-    def _datagrams(self) -> Iterator[bytes]:
-        for _ in range(_MOST_READ):
+    def _datagrams(self, most: int) -> Iterator[bytes]:
+        for _ in range(most):
             try:
                 yield self._socket.recv(65536)
             except OSError:
