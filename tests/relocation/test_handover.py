@@ -588,6 +588,27 @@ async def test_a_destination_whose_link_was_lost_is_told_that_it_may_forget(
         await moves(hosts, client)
 
 
+@pytest.mark.parametrize("step", [Step.DRAIN, Step.TRANSFER, Step.COMMIT], ids=lambda it: it.value)
+async def test_a_handover_that_is_cancelled_leaves_everything_as_it_was(
+    tmp_path: Path, step: Step
+) -> None:
+    """Whoever ordered it is gone: its clients are served here, and the agent is free at once."""
+    async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
+        events, stop = hosts.agent.events(), Stop(step)
+        running = asyncio.create_task(hosts.handover(stop).run())
+        await stop.reached.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert hosts.server.phase is Phase.SERVING
+        assert (await client.request("POST", "/echo", body=b"on")).body == b"on"
+        async for event in events:
+            if isinstance(event, Discarded):
+                assert event.reason == "the source gave up: the server is being stopped"
+                break
+        await moves(hosts, client)
+
+
 SLEPT = LEASE + LEASE_MARGIN / 2
 """The lease of the source is over, and that of the agent, which has begun later, is not."""
 
