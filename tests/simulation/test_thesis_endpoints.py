@@ -24,6 +24,7 @@ from support import (
 )
 
 from quicferry.lab.simulation import (
+    Datagram,
     Exchange,
     NatKind,
     Path,
@@ -198,6 +199,33 @@ def test_false_alarm_before_the_switch(
         assert len(events_of(it.server, MigrationCompleted)) == 1
 
 
+@PROTOCOLS
+@CLIENTS
+@pytest.mark.parametrize("held_up", [0.3, 1.0])
+def test_a_server_whose_answers_are_held_up(
+    protocol: MigrationProtocol, client: ClientMigration, held_up: float
+) -> None:
+    """By congestion, or its limit against amplification; it is heard meanwhile, again and again."""
+    with wired_pair(client=client, server=server_for(protocol, AWAY), server_type=ThesisServer) as (
+        it,
+        wire,
+    ):
+        it.simulation.observer.may_reuse = lambda sender: True
+        it.imminent(protocol, AWAY if protocol is EXPLICIT else None)
+        it.requests.start([[Exchange(100, 2000, pause=0.01)] * 20, [Exchange(50_000, 50_000)]])
+        it.network.run_for(0.01)
+        it.relocate(AWAY, frozen=0.2)
+        end = it.network.now + held_up
+
+        def passes(sent: Datagram) -> bool:
+            answers = QuicFrameType.PATH_RESPONSE in wire.read(sent.data)
+            return it.network.now > end or sent.source != AWAY or not answers
+
+        it.network.filters[:] = [passes]
+        it.network.run_until(lambda: it.requests.done, limit=20, what="the requests")
+        assert_works(it, AWAY)
+
+
 @pytest.mark.parametrize("round_trip", [0.06, 0.15, 0.25, 0.45])
 @pytest.mark.parametrize("frozen", [0.5, 3.0])
 @pytest.mark.parametrize("protocol", [EXPLICIT, POOL])
@@ -267,7 +295,23 @@ SERVER_SEEDS = [
     1057,
     1127,
     5292,
+    10059,
+    10978,
+    11074,
     11700,
+    30001498,
+    30003212,
+    30003500,
+    30004404,
+    30005025,
+    30005992,
+    30008088,
+    30008243,
+    30008832,
+    31000196,
+    31000760,
+    31000901,
+    31000990,
 ]
 CLIENT_SEEDS = [12, 14, 22, 25, 77, 87, 5052, 5116, 5378, 11246]
 
