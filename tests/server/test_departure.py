@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -264,3 +266,8 @@ async def test_of_dropped_connections_nothing_is_left_and_others_are_served() ->
         assert dropped not in server.connections.values()
         assert "not settled in time" in (await dropped.wait_lost()).reason
         assert dropped.connection.datagrams_to_send(0) == []
+        left = weakref.ref(dropped)
+        del dropped
+        await asyncio.sleep(0)
+        gc.collect()
+        assert left() is None, "it is kept for as long as the server lives"
