@@ -35,6 +35,43 @@ async def main(host, port):
 
 asyncio.run(main(*sys.argv[1].rsplit(":", 1)))
 """
+HESITANT_CLIENT = """
+import asyncio, ssl, sys
+import quicferry
+from quicferry.transport import Connection
+
+announcements = set()
+handle, acknowledge = Connection._handle_migration_frame, Connection._write_ack_frame
+
+def heed(self, context, frame_type, buf):
+    announcements.add(self._received.current)
+    handle(self, context, frame_type, buf)
+
+def withhold(self, builder, space, now):
+    for number in announcements:
+        space.ack_queue.subtract(number, number + 1)
+    if len(space.ack_queue):
+        acknowledge(self, builder, space, now)
+
+Connection._handle_migration_frame, Connection._write_ack_frame = heed, withhold
+
+async def main(host, port):
+    configuration = quicferry.Configuration(
+        is_client=True, alpn_protocols=["h3"], verify_mode=ssl.CERT_NONE,
+        server_migration=quicferry.ClientMigration(quicferry.MigrationProtocol.EXPLICIT),
+    )
+    async with quicferry.connect(
+        host, int(port), configuration=configuration, create_protocol=quicferry.HttpClient
+    ) as client:
+        print("connected", flush=True)
+        while client.closed_by is None:
+            await client.request("GET", "/")
+            await asyncio.sleep(0.05)
+
+asyncio.run(main(*sys.argv[1].rsplit(":", 1)))
+"""
+"""Lives, and acknowledges everything but that the server will move: so that is never ready."""
+
 NOWHERE = "192.0.2.1:4433"
 
 
@@ -56,19 +93,32 @@ def client(server: RunningServer) -> Iterator[subprocess.Popen[bytes]]:
     )
     assert read_json(process)["server"] == server.address
     yield process
-    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)  # it closes its connection: the server need not wait
     finish(process)
+
+
+def connected(program: str, server: RunningServer) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, server.address], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"connected\n"
+    return process
+
+
+@pytest.fixture
+def hesitant(server: RunningServer) -> Iterator[subprocess.Popen[bytes]]:
+    """A client for which the server is never ready."""
+    process = connected(HESITANT_CLIENT, server)
+    yield process
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture
 def older(server: RunningServer) -> Iterator[str]:
     """A client that cannot be told, and the name of its connection."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OLDER_CLIENT, server.address], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"connected\n"
+    process = connected(OLDER_CLIENT, server)
     (connection,) = status_of(server)["connections"]
     yield connection["id"]
     process.send_signal(signal.SIGINT)
@@ -125,9 +175,11 @@ def test_elsewhere_is_not_tried_here(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_move_is_given_up(
-    server: RunningServer, client: subprocess.Popen[bytes], number: signal.Signals
+    server: RunningServer,
+    client: subprocess.Popen[bytes],
+    hesitant: subprocess.Popen[bytes],
+    number: signal.Signals,
 ) -> None:
-    client.send_signal(signal.SIGSTOP)  # so it is never ready
     moving = start("ctl", "--socket", server.socket, "migrate", moved(server), "--deadline", "60")
     while status_of(server)["phase"] != "preparing":
         assert moving.poll() is None, moving.communicate()
@@ -136,7 +188,7 @@ def test_an_interrupted_move_is_given_up(
     assert status == 130
     assert b"Traceback" not in err
     assert status_of(server)["phase"] == "serving"
-    client.send_signal(signal.SIGCONT)
+    hesitant.kill()  # nobody waits for it any more
     assert server.ctl("migrate", third(server), "--deadline", "20").returncode == 0
     events_until_at(client, third(server))
 
