@@ -16,7 +16,7 @@ from fuzzing.harness import STEP_LIMIT, FindingError, Steps, Target, check, expl
 from fuzzing.targets import TARGETS
 from hypothesis import strategies as st
 
-from quicferry.relocation.images import Compression
+from quicferry.relocation.container.images import Compression
 
 ARRAYS = b"\xdd\x00\x60\x00\x00" + b"\x90" * (6 << 20)
 """Empty arrays, six million of them."""

@@ -20,7 +20,7 @@ from fuzzing.quic import damaged, is_defined, payloads
 from quicferry.lab.simulation import server_configuration
 from quicferry.protocol import MigrationProtocol, ServerMigration
 from quicferry.relocation.errors import MessageError
-from quicferry.relocation.messages import KINDS, decode, encode, prepare_messages
+from quicferry.relocation.link.messages import KINDS, decode, encode, prepare_messages
 from quicferry.transport import (
     Http3Connection,
     SnapshotError,
@@ -30,8 +30,8 @@ from quicferry.transport import (
     prepare_snapshots,
     thaw,
 )
-from quicferry.transport.http3_state import HTTP3
-from quicferry.transport.snapshot_format import CONNECTION, Form
+from quicferry.transport.http3.state import HTTP3
+from quicferry.transport.snapshot.format import CONNECTION, Form
 
 # Values inside of values
 

@@ -19,11 +19,11 @@ from relocation.test_podman_rights import CONFIG, SPEC
 from fuzzing.carried import Change, changed, changes
 from fuzzing.harness import FindingError, Steps, Target
 from fuzzing.quic import damaged
-from quicferry.relocation.engines.criu_images import LARGEST_IMAGE, Rights, check_images
-from quicferry.relocation.engines.podman_facts import Archive
-from quicferry.relocation.engines.podman_rights import Given
+from quicferry.relocation.container.engines.criu_images import LARGEST_IMAGE, Rights, check_images
+from quicferry.relocation.container.engines.podman_facts import Archive
+from quicferry.relocation.container.engines.podman_rights import Given
+from quicferry.relocation.container.images import Compression, ImageReceiver
 from quicferry.relocation.errors import EngineError, HandoverError
-from quicferry.relocation.images import Compression, ImageReceiver
 
 # Images
 

@@ -17,7 +17,7 @@ from simulated_pair import Pair, pair
 from fuzzing.harness import FindingError, Steps, Target
 from fuzzing.quic import damaged, data, is_defined, numbers, varints
 from quicferry.transport import Http3Connection
-from quicferry.transport.http3_messages import MAX_FIELD_SECTION, MAX_FIELDS
+from quicferry.transport.http3.messages import MAX_FIELD_SECTION, MAX_FIELDS
 
 Sent = tuple[int, bytes, bool]
 """The number of a stream among those of the sender, what comes on it, and whether it ends then."""

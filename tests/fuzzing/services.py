@@ -18,8 +18,8 @@ from relocation.credentials import plain_client
 from fuzzing.carried import messages
 from fuzzing.harness import FindingError, Steps, Target
 from fuzzing.quic import damaged, looked_around
-from quicferry.relocation.identity import make_identities
-from quicferry.relocation.messages import Ask, NoCopy, decode, encode
+from quicferry.relocation.link.identity import make_identities
+from quicferry.relocation.link.messages import Ask, NoCopy, decode, encode
 from quicferry.server import ManagementServer
 from quicferry.server.commands import COMMANDS
 

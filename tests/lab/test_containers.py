@@ -10,7 +10,7 @@ from quicferry.lab.hosts import Lab, PathSpec
 from quicferry.lab.patience import patient
 from quicferry.protocol import MigrationProtocol, Policy
 from quicferry.relocation import Compression, Technique
-from quicferry.relocation.engines import Podman
+from quicferry.relocation.container.engines import Podman
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 

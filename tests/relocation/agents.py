@@ -13,11 +13,11 @@ from loopback import at, demo_app, free_port, served, server_configuration
 
 from quicferry import Address, Configuration, Server, ServerMigration
 from quicferry.protocol import MigrationAddress
-from quicferry.relocation.agent import Agent
-from quicferry.relocation.handover import Handover, HandoverPlan
-from quicferry.relocation.identity import Identity, make_identities
-from quicferry.relocation.orchestration import Gate
-from quicferry.relocation.report import RelocationReport, Step
+from quicferry.relocation.handover.agent import Agent
+from quicferry.relocation.handover.technique import Handover, HandoverPlan
+from quicferry.relocation.link.identity import Identity, make_identities
+from quicferry.relocation.steps.orchestration import Gate
+from quicferry.relocation.steps.report import RelocationReport, Step
 from quicferry.server import RelocationEvent
 
 SOURCE, DESTINATION = "127.0.0.1", "127.0.0.2"

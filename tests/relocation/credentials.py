@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from quicferry.relocation.identity import ALPN, CA, CERTIFICATE, KEY, PEERS, Identity
+from quicferry.relocation.link.identity import ALPN, CA, CERTIFICATE, KEY, PEERS, Identity
 
 LOCAL = "127.0.0.1"
 

@@ -20,8 +20,8 @@ from relocation.processes import SOON, Agent, Process, Reception, Source
 from simulated_pair import AWAY, HOME, Pair
 
 from quicferry.lab.simulation import Datagram, InvariantError
-from quicferry.relocation.messages import Message, decode, encode
-from quicferry.relocation.source import LEASE, SourceMachine
+from quicferry.relocation.link.messages import Message, decode, encode
+from quicferry.relocation.ownership.source import LEASE, SourceMachine
 
 DELAY = 0.004
 """Seconds that a message takes."""

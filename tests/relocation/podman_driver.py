@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from quicferry.relocation import EngineError
-from quicferry.relocation.engines import Container, DestinationContainer, SourceContainer
-from quicferry.relocation.engines.podman import Podman
-from quicferry.relocation.images import Compression, ImageSender
+from quicferry.relocation.container.engines import Container, DestinationContainer, SourceContainer
+from quicferry.relocation.container.engines.podman import Podman
+from quicferry.relocation.container.images import Compression, ImageSender
 
 IMAGES = Path("/run/moving/images")
 

@@ -19,12 +19,12 @@ from simulated_pair import AWAY
 
 from quicferry.lab.simulation import Responder, ServerEndpoint, ServerHost
 from quicferry.lab.simulation.errors import SimulationError
-from quicferry.relocation import destination, source
-from quicferry.relocation.destination import HOLD, DestinationMachine
 from quicferry.relocation.errors import HandoverError
-from quicferry.relocation.history import History
-from quicferry.relocation.messages import Carried, Carry, CarryState, Message, Offer
-from quicferry.relocation.source import LEASE, SourceMachine
+from quicferry.relocation.link.messages import Carried, Carry, CarryState, Message, Offer
+from quicferry.relocation.ownership import destination, source
+from quicferry.relocation.ownership.destination import HOLD, DestinationMachine
+from quicferry.relocation.ownership.history import History
+from quicferry.relocation.ownership.source import LEASE, SourceMachine
 from quicferry.transport import Connection, activate, commit, freeze, resume_after_freeze, thaw
 
 if TYPE_CHECKING:

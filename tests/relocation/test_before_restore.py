@@ -16,7 +16,7 @@ import pytest
 from relocation.test_criu_images import ADMIN, credentials, write
 from relocation.test_podman_rights import SPEC, archive
 
-from quicferry.relocation.engines import Podman, Runc
+from quicferry.relocation.container.engines import Podman, Runc
 from quicferry.relocation.errors import EngineError
 
 SAYS = """#!/bin/sh

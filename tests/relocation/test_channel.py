@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from relocation.credentials import LOCAL, Credentials, issue, plain_client
 
-from quicferry.relocation import listener as module
-from quicferry.relocation.channel import Channel, connect
 from quicferry.relocation.errors import ChannelClosed, ChannelError, ChannelProblem
-from quicferry.relocation.identity import Identity
-from quicferry.relocation.listener import Listener, listen
-from quicferry.relocation.messages import MAX_MESSAGE_SIZE, Limits
+from quicferry.relocation.link import listener as module
+from quicferry.relocation.link.channel import Channel, connect
+from quicferry.relocation.link.identity import Identity
+from quicferry.relocation.link.listener import Listener, listen
+from quicferry.relocation.link.messages import MAX_MESSAGE_SIZE, Limits
 
 TIME = 10.0
 

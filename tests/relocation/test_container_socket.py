@@ -12,9 +12,9 @@ import pytest
 from loopback import served
 
 from quicferry import Address
-from quicferry.relocation.container import LARGEST_FAREWELL, MOST_FAREWELLS, farewells_of
-from quicferry.relocation.container_socket import FOREIGN_SOCKET, manage
-from quicferry.relocation.engines import Podman, Runc
+from quicferry.relocation.container.engines import Podman, Runc
+from quicferry.relocation.container.socket import FOREIGN_SOCKET, manage
+from quicferry.relocation.container.technique import LARGEST_FAREWELL, MOST_FAREWELLS, farewells_of
 from quicferry.relocation.errors import EngineError
 from quicferry.server import ManagementError, ManagementServer
 from quicferry.server.management_client import UNREACHABLE

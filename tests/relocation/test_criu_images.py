@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quicferry.relocation.engines.criu_images import Rights, check_rights
-from quicferry.relocation.engines.runc import Bundle
+from quicferry.relocation.container.engines.criu_images import Rights, check_rights
+from quicferry.relocation.container.engines.runc import Bundle
 from quicferry.relocation.errors import EngineError
 
 USER = 61000

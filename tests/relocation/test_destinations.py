@@ -12,8 +12,8 @@ from relocation.agents import DESTINATION, agent_at, two_hosts
 from quicferry import Address
 from quicferry.cli import main
 from quicferry.relocation import Destinations, Outcome, Place
-from quicferry.relocation import destinations as module
-from quicferry.relocation.destinations import ports_in
+from quicferry.relocation.steps import destinations as module
+from quicferry.relocation.steps.destinations import ports_in
 
 ANY_PORT, ONE_PORT = Place.parse("192.0.2.7"), Place.parse("[2001:db8::7]:443")
 EVERY = [Destinations(), Destinations((ANY_PORT,)), Destinations(ports=frozenset({53}))]

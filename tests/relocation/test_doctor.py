@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from quicferry.relocation.container.engines import Technique
 from quicferry.relocation.doctor import guest, healthy, landing, problems, wanted, ways
 from quicferry.relocation.doctor.facts import (
     Criu,
@@ -27,7 +28,6 @@ from quicferry.relocation.doctor.finding import Diagnosis, Finding, Outcome, Way
 from quicferry.relocation.doctor.judgement import NEWER_CRIU, explain, judge
 from quicferry.relocation.doctor.trial import compare
 from quicferry.relocation.doctor.ways import ALL_WAYS, PODMAN, RUNC
-from quicferry.relocation.engines import Technique
 from quicferry.relocation.errors import EngineError
 
 EVERYTHING = (1 << 41) - 1

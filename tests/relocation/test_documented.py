@@ -9,8 +9,8 @@ from typing import Any
 
 from quicferry.protocol import Address, MigrationErrorCode
 from quicferry.relocation import HandoverCommands, Outcome, RelocationReport, Step
-from quicferry.relocation.management import NOT_WAITING, TOO_LATE
-from quicferry.relocation.messages import KINDS
+from quicferry.relocation.handover.management import NOT_WAITING, TOO_LATE
+from quicferry.relocation.link.messages import KINDS
 from quicferry.server.errors import RelocationErrorCode
 from quicferry.server.synchronisation import Phase
 

@@ -21,7 +21,7 @@ from loopback import at, free_port, http_client, served, server_configuration
 
 from quicferry import HttpClient, Server
 from quicferry.relocation import HandoverCommands
-from quicferry.relocation.guard import Stage
+from quicferry.relocation.container.guard import Stage
 from quicferry.server import ManagementClient, ManagementServer, Phase
 
 RUNC = """#!/bin/sh
@@ -90,7 +90,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         ManagementClient.connect(socket) as management,
     ):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "quicferry.relocation.guarding"),
+            *(sys.executable, "-P", "-m", "quicferry.relocation.container.guarding"),
             *("runc", "site", str(images)),
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

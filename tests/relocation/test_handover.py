@@ -40,18 +40,12 @@ from traces import names, read_trace
 from quicferry import ClientMigration, HttpClient, Server, ServerMigration
 from quicferry.io import DatagramLink, QlogDirectory
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation import (
-    DestinationStarts,
-    Discarded,
-    Identity,
-    Offered,
-    lease,
-    make_identities,
-)
-from quicferry.relocation.destination import LEASE_MARGIN
-from quicferry.relocation.handover import Handover, HandoverPlan
-from quicferry.relocation.report import Outcome, RelocationReport, Step, StepEnded
-from quicferry.relocation.source import LEASE
+from quicferry.relocation import DestinationStarts, Discarded, Identity, Offered, make_identities
+from quicferry.relocation.handover.technique import Handover, HandoverPlan
+from quicferry.relocation.ownership import lease
+from quicferry.relocation.ownership.destination import LEASE_MARGIN
+from quicferry.relocation.ownership.source import LEASE
+from quicferry.relocation.steps.report import Outcome, RelocationReport, Step, StepEnded
 from quicferry.server import Phase, Unready
 from quicferry.transport import NetworkAddress, SnapshotError
 
@@ -135,7 +129,7 @@ async def test_an_agent_refuses_snapshots_of_another_version(
 ) -> None:
     async with two_hosts(tmp_path) as hosts, http_client(hosts.server) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("quicferry.relocation.handover.FORMAT_VERSION", 99)
+            patch.setattr("quicferry.relocation.handover.technique.FORMAT_VERSION", 99)
             report = await hosts.hand_over()
         assert "snapshots of version 99" in report.reason
         await goes_on_at_the_source(hosts, client, report)
@@ -343,7 +337,7 @@ class Starting:
 async def test_an_application_that_starts_slowly_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quicferry.relocation.orchestration.PATIENCE", 1.0)
+    monkeypatch.setattr("quicferry.relocation.steps.orchestration.PATIENCE", 1.0)
     app = Starting()
     async with (
         two_hosts(tmp_path, demo_app, app, startup_timeout=20.0) as hosts,

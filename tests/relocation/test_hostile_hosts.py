@@ -15,12 +15,13 @@ from relocation.agents import DESTINATION, SOURCE, Hosts, Stop, two_hosts
 from relocation.credentials import plain_client
 
 from quicferry import HttpClient
-from quicferry.relocation import Identity, messages
-from quicferry.relocation.channel import Channel
-from quicferry.relocation.listener import listen
-from quicferry.relocation.messages import KINDS
-from quicferry.relocation.orchestration import MOST_ANSWERS
-from quicferry.relocation.report import Outcome, RelocationReport, Step
+from quicferry.relocation import Identity
+from quicferry.relocation.link import messages
+from quicferry.relocation.link.channel import Channel
+from quicferry.relocation.link.listener import listen
+from quicferry.relocation.link.messages import KINDS
+from quicferry.relocation.steps.orchestration import MOST_ANSWERS
+from quicferry.relocation.steps.report import Outcome, RelocationReport, Step
 
 SIZE = 6 << 20
 EMPTY_ARRAYS = b"\xdd" + (SIZE).to_bytes(4, "big") + b"\x90" * SIZE

@@ -20,7 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from relocation.credentials import issue
 
 from quicferry.relocation.errors import IdentityError
-from quicferry.relocation.identity import CA, CERTIFICATE, KEY, PEERS, Identity, make_identities
+from quicferry.relocation.link.identity import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    PEERS,
+    Identity,
+    make_identities,
+)
 from quicferry.server.certificate import HOST_VALIDITY
 
 NOBODY = 65534

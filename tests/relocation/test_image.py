@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from quicferry.protocol import Address
-from quicferry.relocation.engines.criu import CONFIGURATION_ANNOTATION
-from quicferry.relocation.engines.engine import IMAGE_ANNOTATION
-from quicferry.relocation.image import (
+from quicferry.relocation.container.engines.criu import CONFIGURATION_ANNOTATION
+from quicferry.relocation.container.engines.engine import IMAGE_ANNOTATION
+from quicferry.relocation.container.image import (
     Application,
     Bundle,
     ImageError,
@@ -23,12 +23,12 @@ from quicferry.relocation.image import (
     make_bundle,
     make_podman_image,
 )
-from quicferry.relocation.image.application import NOBODY, ROOT
-from quicferry.relocation.image.bundle import check_name
-from quicferry.relocation.image.debian import find_mirror
-from quicferry.relocation.image.digest import digest
-from quicferry.relocation.image.oci import make_annotations, make_config
-from quicferry.relocation.image.root import Python, fill_root
+from quicferry.relocation.container.image.application import NOBODY, ROOT
+from quicferry.relocation.container.image.bundle import check_name
+from quicferry.relocation.container.image.debian import find_mirror
+from quicferry.relocation.container.image.digest import digest
+from quicferry.relocation.container.image.oci import make_annotations, make_config
+from quicferry.relocation.container.image.root import Python, fill_root
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make an image")
 PYTHON = "/usr/bin/python3"

@@ -17,9 +17,9 @@ from cli.command_line import CLI, DEMO_APP
 
 from quicferry.lab.hosts import Host, Lab, rootfs
 from quicferry.protocol import Address
-from quicferry.relocation.image import Application, make_podman_image
-from quicferry.relocation.image.application import NOBODY
-from quicferry.relocation.image.oci import make_config
+from quicferry.relocation.container.image import Application, make_podman_image
+from quicferry.relocation.container.image.application import NOBODY
+from quicferry.relocation.container.image.oci import make_config
 from quicferry.server import self_signed
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from quicferry.relocation.container.images import (
+    Compression,
+    ImageReceiver,
+    ImageSender,
+    wipe_leftovers,
+)
 from quicferry.relocation.errors import HandoverError
-from quicferry.relocation.images import Compression, ImageReceiver, ImageSender, wipe_leftovers
-from quicferry.relocation.messages import MAX_PIECE
+from quicferry.relocation.link.messages import MAX_PIECE
 
 COMPRESSIONS = pytest.mark.parametrize("compression", list(Compression), ids=lambda it: it.value)
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from quicferry.relocation import lease as module
-from quicferry.relocation.lease import Lease
+from quicferry.relocation.ownership import lease as module
+from quicferry.relocation.ownership.lease import Lease
 
 
 class Clock:

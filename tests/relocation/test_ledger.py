@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from quicferry.relocation.container.ledger import Ledger
 from quicferry.relocation.errors import EngineError
-from quicferry.relocation.ledger import Ledger
-from quicferry.relocation.messages import Ask, Commit, Committed, Message, NoCopy
+from quicferry.relocation.link.messages import Ask, Commit, Committed, Message, NoCopy
 
 FIRST, SECOND = bytes(16), bytes(range(16))
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from quicferry.relocation.destination import DestinationMachine, Do, State
-from quicferry.relocation.history import History
-from quicferry.relocation.messages import (
+from quicferry.relocation.link.messages import (
     Abort,
     Accepted,
     Ask,
@@ -25,6 +23,8 @@ from quicferry.relocation.messages import (
     Refused,
     Settled,
 )
+from quicferry.relocation.ownership.destination import DestinationMachine, Do, State
+from quicferry.relocation.ownership.history import History
 
 ID, OTHER = bytes(16), bytes(15) + b"\1"
 OFFER = Offer(ID, "1.0", 1, "shop", "192.0.2.1:4433", 0, False, 1, 8)

@@ -12,11 +12,8 @@ from typing import Any
 import pytest
 
 from quicferry.protocol.table import Table
-from quicferry.relocation import destination, source
-from quicferry.relocation.destination import HOLD, DestinationMachine
 from quicferry.relocation.errors import HandoverError
-from quicferry.relocation.history import MOST_REMEMBERED, History
-from quicferry.relocation.messages import (
+from quicferry.relocation.link.messages import (
     MAX_TEXT,
     Abort,
     Accepted,
@@ -39,7 +36,10 @@ from quicferry.relocation.messages import (
     Switched,
     Thawed,
 )
-from quicferry.relocation.source import LEASE, SourceMachine
+from quicferry.relocation.ownership import destination, source
+from quicferry.relocation.ownership.destination import HOLD, DestinationMachine
+from quicferry.relocation.ownership.history import MOST_REMEMBERED, History
+from quicferry.relocation.ownership.source import LEASE, SourceMachine
 
 ID, OTHER = bytes(16), bytes(15) + b"\1"
 OFFER = Offer(ID, "1.0", 1, "shop", "192.0.2.1:4433", 2, True, 1, 8)

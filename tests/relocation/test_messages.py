@@ -9,9 +9,9 @@ import msgpack
 import pytest
 
 from quicferry.protocol import QuicferryError
-from quicferry.relocation import messages
 from quicferry.relocation.errors import MessageError
-from quicferry.relocation.messages import (
+from quicferry.relocation.link import messages
+from quicferry.relocation.link.messages import (
     MAX_MESSAGE_SIZE,
     MAX_TEXT,
     Abort,

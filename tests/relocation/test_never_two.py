@@ -24,10 +24,10 @@ from simulated_pair import AWAY, HOME, Pair, pair
 from quicferry.lab.simulation import Answer, Exchange, InvariantError, SimulatedAddress
 from quicferry.protocol import ClientMigration, MigrationProtocol, Policy
 from quicferry.protocol.table import Step, Table
-from quicferry.relocation import destination, source
-from quicferry.relocation.destination import HOLD
-from quicferry.relocation.history import History
-from quicferry.relocation.source import LEASE, State
+from quicferry.relocation.ownership import destination, source
+from quicferry.relocation.ownership.destination import HOLD
+from quicferry.relocation.ownership.history import History
+from quicferry.relocation.ownership.source import LEASE, State
 
 RESERVED = 32
 """Packet numbers, few enough for copies to come to the end of them."""
@@ -60,7 +60,7 @@ class Served(enum.Enum):
 
 @pytest.fixture(autouse=True)
 def few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quicferry.transport.standstill.RESERVED_NUMBERS", RESERVED)
+    monkeypatch.setattr("quicferry.transport.snapshot.standstill.RESERVED_NUMBERS", RESERVED)
 
 
 def play(

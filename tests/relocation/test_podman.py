@@ -13,8 +13,8 @@ import pytest
 from relocation.podman_hosts import IMAGES, NAME, podman_hosts
 
 from quicferry.relocation import EngineError
-from quicferry.relocation.engines.podman import Podman
-from quicferry.relocation.engines.podman_facts import Archive, Image, Inspected
+from quicferry.relocation.container.engines.podman import Podman
+from quicferry.relocation.container.engines.podman_facts import Archive, Image, Inspected
 
 RECORDED = Path(__file__).parent / "recorded"
 """What Podman 5.4.2 has printed."""

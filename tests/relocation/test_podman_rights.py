@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from relocation.test_criu_images import credentials, encode
 
 from quicferry.cli import main
-from quicferry.relocation.engines.podman_facts import Archive, Image
-from quicferry.relocation.engines.podman_rights import CAPABILITIES, Given, check
+from quicferry.relocation.container.engines.podman_facts import Archive, Image
+from quicferry.relocation.container.engines.podman_rights import CAPABILITIES, Given, check
 from quicferry.relocation.errors import EngineError
 
 IDENTITY = "ab" * 32

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quicferry.relocation.engines.processes import is_alive, memory_of
-from quicferry.relocation.engines.program import run, start
+from quicferry.relocation.container.engines.processes import is_alive, memory_of
+from quicferry.relocation.container.engines.program import run, start
 from quicferry.relocation.errors import EngineError
 
 

@@ -9,8 +9,8 @@ import pytest
 from relocation.credentials import LOCAL, issue, plain_client
 
 from quicferry.relocation.errors import ChannelError, ChannelProblem
-from quicferry.relocation.identity import Identity
-from quicferry.relocation.session import Session
+from quicferry.relocation.link.identity import Identity
+from quicferry.relocation.link.session import Session
 
 
 def shake_hands(client: Session, server: Session) -> dict[str, ChannelProblem]:

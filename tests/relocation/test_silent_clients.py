@@ -11,7 +11,7 @@ from relocation.agents import two_hosts
 
 from quicferry import ClientMigration
 from quicferry.protocol import MigrationProtocol
-from quicferry.relocation.report import Outcome
+from quicferry.relocation.steps.report import Outcome
 
 
 async def test_a_silent_client_with_a_request_that_does_not_end(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from loopback import http_client
 from relocation.agents import two_hosts
 from strangers import knock, stranger
 
-from quicferry.relocation.report import Outcome
+from quicferry.relocation.steps.report import Outcome
 
 
 async def test_what_is_half_open_stays_behind(tmp_path: Path) -> None:

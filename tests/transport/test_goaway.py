@@ -6,7 +6,7 @@ import pytest
 from aioquic.buffer import encode_uint_var
 from aioquic.h3.connection import FrameError, FrameType, IdError, encode_frame
 
-from quicferry.transport.goaway import GoawayReader, encode_goaway
+from quicferry.transport.http3.goaway import GoawayReader, encode_goaway
 
 CONTROL = encode_uint_var(0)
 SETTINGS = encode_frame(FrameType.SETTINGS, b"\x01\x00\x07\x00")

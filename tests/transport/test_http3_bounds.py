@@ -25,8 +25,8 @@ from simulated_pair import Pair, pair
 
 from quicferry.lab.simulation import Endpoint, server_configuration
 from quicferry.transport import Connection, Http3Connection, sendable_fields
-from quicferry.transport.http3_messages import MAX_FIELDS
-from quicferry.transport.qpack import count_fields
+from quicferry.transport.http3.messages import MAX_FIELDS
+from quicferry.transport.http3.qpack import count_fields
 
 LIMIT = 64 * 1024
 SAFETY = 64 * 1024

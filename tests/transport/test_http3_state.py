@@ -48,8 +48,8 @@ from quicferry.transport import (
     freeze,
     thaw,
 )
-from quicferry.transport.http3_state import HTTP3, Http3State, Http3StreamState
-from quicferry.transport.snapshot_format import MAX_SNAPSHOT_SIZE, decode
+from quicferry.transport.http3.state import HTTP3, Http3State, Http3StreamState
+from quicferry.transport.snapshot.format import MAX_SNAPSHOT_SIZE, decode
 
 HEADER = struct.Struct("!4sHI")
 POST = [

@@ -41,11 +41,11 @@ from quicferry.transport import (
     commit,
     freeze,
     resume_after_freeze,
-    snapshot_records,
     thaw,
 )
-from quicferry.transport.snapshot_format import FORMAT_VERSION, decode
-from quicferry.transport.snapshot_records import Snapshot
+from quicferry.transport.snapshot import records as snapshot_records
+from quicferry.transport.snapshot.format import FORMAT_VERSION, decode
+from quicferry.transport.snapshot.records import Snapshot
 
 THIRD: SimulatedAddress = ("10.0.0.3", 4433)
 BOTH_WAYS = Exchange(40_000, 40_000, answer=Answer.AT_ONCE)

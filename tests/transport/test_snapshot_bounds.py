@@ -13,8 +13,8 @@ import msgpack
 import pytest
 
 from quicferry.transport import SnapshotError
-from quicferry.transport.http3_state import HTTP3, Http3State
-from quicferry.transport.snapshot_format import (
+from quicferry.transport.http3.state import HTTP3, Http3State
+from quicferry.transport.snapshot.format import (
     CONNECTION,
     MOST_VALUES,
     Form,
@@ -24,7 +24,7 @@ from quicferry.transport.snapshot_format import (
     pack,
     unpack,
 )
-from quicferry.transport.snapshot_records import Snapshot
+from quicferry.transport.snapshot.records import Snapshot
 
 SIZE = 1 << 20
 

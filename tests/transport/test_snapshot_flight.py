@@ -26,11 +26,11 @@ from quicferry.transport import (
     commit,
     freeze,
     resume_after_freeze,
-    snapshot_flight,
     thaw,
 )
-from quicferry.transport.snapshot_format import FORMAT_VERSION
-from quicferry.transport.snapshot_records import SentDataState, SentPacketState
+from quicferry.transport.snapshot import flight as snapshot_flight
+from quicferry.transport.snapshot.format import FORMAT_VERSION
+from quicferry.transport.snapshot.records import SentDataState, SentPacketState
 
 STREAM = 3
 """A stream from the server to the client."""

@@ -17,7 +17,7 @@ from quicferry.transport import (
     last_words,
     resume_after_freeze,
 )
-from quicferry.transport.standstill import become_copy, fall_silent
+from quicferry.transport.snapshot.standstill import become_copy, fall_silent
 
 
 def assert_silent(it: Pair) -> None:

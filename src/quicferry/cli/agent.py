@@ -40,8 +40,8 @@ from quicferry.relocation import (
     Released,
     make_identities,
 )
-from quicferry.relocation.agent import DEFAULT_CAPACITY, DEFAULT_ROOM
-from quicferry.relocation.reception import DEFAULT_PATIENCE
+from quicferry.relocation.handover.agent import DEFAULT_CAPACITY, DEFAULT_ROOM
+from quicferry.relocation.steps.reception import DEFAULT_PATIENCE
 from quicferry.server import ManagementServer, Server, default_management_path
 
 TRUST = "where one runs `agent receive`, the others are root"

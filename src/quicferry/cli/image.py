@@ -15,7 +15,7 @@ from quicferry.cli.output import Say
 from quicferry.cli.serve import serve
 from quicferry.cli.serving import say_json, say_text
 from quicferry.protocol import Address
-from quicferry.relocation.image import (
+from quicferry.relocation.container.image import (
     DEFAULT_BIND,
     DEFAULT_MEMORY,
     DEFAULT_PROCESSES,

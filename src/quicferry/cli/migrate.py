@@ -35,7 +35,7 @@ from quicferry.cli.options import (
 from quicferry.cli.output import say, say_aside, say_object
 from quicferry.protocol import Address, QuicferryError
 from quicferry.relocation import Compression, Outcome, Running, Technique
-from quicferry.relocation.container import DEFAULT_LEASE
+from quicferry.relocation.container.technique import DEFAULT_LEASE
 from quicferry.server import ManagementClient, ManagementError
 from quicferry.server.management_client import UNREACHABLE
 

@@ -6,13 +6,13 @@ import enum
 
 from quicferry.protocol import client, server
 from quicferry.protocol.table import ActionT, InputT, StateT, Table, draw
-from quicferry.relocation import destination, source
+from quicferry.relocation.ownership import destination, source
 from quicferry.server import synchronisation
 
 _HEAD = """# The migration state machines
 
 Made by `make docs` from the tables in `quicferry.protocol.client_table` and `.server_table`,
-`quicferry.server.synchronisation`, `quicferry.relocation.source` and `.destination`; the rules
+`quicferry.server.synchronisation`, `quicferry.relocation.ownership.source` and `.destination`; the rules
 behind them stand at the head of these files. In the diagrams, what changes nothing is left out; an
 arrow reads *input / actions*. An empty cell of a table means: ignored.
 """

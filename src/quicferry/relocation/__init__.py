@@ -4,18 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .agent import Agent
-    from .container import ContainerPlan, ContainerRelocation, find_server
-    from .container_agent import ContainerAgent
-    from .destinations import Destinations, Place
-    from .engines import ENGINES, Engine, Podman, Runc, SourceContainer, Technique, engine_class
+    from .container.agent import ContainerAgent
+    from .container.engines import (
+        ENGINES,
+        Engine,
+        Podman,
+        Runc,
+        SourceContainer,
+        Technique,
+        engine_class,
+    )
+    from .container.images import Compression
+    from .container.technique import ContainerPlan, ContainerRelocation, find_server
     from .errors import ChannelError, EngineError, HandoverError, IdentityError
-    from .events import Adopted, AgentEvent, Discarded, Offered, Released
-    from .handover import Handover, HandoverPlan, Running
-    from .identity import Identity, make_identities
-    from .images import Compression
-    from .management import HandoverCommands
-    from .report import (
+    from .handover.agent import Agent
+    from .handover.management import HandoverCommands
+    from .handover.technique import Handover, HandoverPlan, Running
+    from .link.identity import Identity, make_identities
+    from .steps.destinations import Destinations, Place
+    from .steps.events import Adopted, AgentEvent, Discarded, Offered, Released
+    from .steps.report import (
         DestinationStarts,
         Outcome,
         RelocationReport,
@@ -68,11 +76,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "agent": {"Agent"},
-    "container": {"ContainerPlan", "ContainerRelocation", "find_server"},
-    "container_agent": {"ContainerAgent"},
-    "destinations": {"Destinations", "Place"},
-    "engines": {
+    "handover.agent": {"Agent"},
+    "container.technique": {"ContainerPlan", "ContainerRelocation", "find_server"},
+    "container.agent": {"ContainerAgent"},
+    "steps.destinations": {"Destinations", "Place"},
+    "container.engines": {
         "ENGINES",
         "Engine",
         "Podman",
@@ -82,12 +90,12 @@ _MODULES = {
         "engine_class",
     },
     "errors": {"ChannelError", "EngineError", "HandoverError", "IdentityError"},
-    "events": {"Adopted", "AgentEvent", "Discarded", "Offered", "Released"},
-    "handover": {"Handover", "HandoverPlan", "Running"},
-    "identity": {"Identity", "make_identities"},
-    "images": {"Compression"},
-    "management": {"HandoverCommands"},
-    "report": {
+    "steps.events": {"Adopted", "AgentEvent", "Discarded", "Offered", "Released"},
+    "handover.technique": {"Handover", "HandoverPlan", "Running"},
+    "link.identity": {"Identity", "make_identities"},
+    "container.images": {"Compression"},
+    "handover.management": {"HandoverCommands"},
+    "steps.report": {
         "DestinationStarts",
         "Outcome",
         "RelocationReport",

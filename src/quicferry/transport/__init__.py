@@ -7,9 +7,10 @@ they are what it needs.
 from .addresses import NetworkAddress, address_from_network, network_address
 from .configuration import Configuration
 from .connection import Connection
-from .http3 import Http3Connection
-from .http3_messages import MessageMalformed, sendable_fields
+from .http3.connection import Http3Connection
+from .http3.messages import MessageMalformed, sendable_fields
 from .opening import Opening, read_opening
+from .paths.recovery import PathEstimate
 from .pem import (
     CredentialError,
     belong_together,
@@ -19,12 +20,11 @@ from .pem import (
     private_key_in,
     read_file,
 )
-from .recovery import PathEstimate
 from .seal import RESERVED_NUMBERS
-from .snapshot import freeze, last_words, prepare_snapshots, thaw
-from .snapshot_events import unread_events
-from .snapshot_format import FORMAT_VERSION, MAX_SNAPSHOT_SIZE, SnapshotError
-from .standstill import activate, become_copy, commit, fall_silent, resume_after_freeze
+from .snapshot.connection import freeze, last_words, prepare_snapshots, thaw
+from .snapshot.events import unread_events
+from .snapshot.format import FORMAT_VERSION, MAX_SNAPSHOT_SIZE, SnapshotError
+from .snapshot.standstill import activate, become_copy, commit, fall_silent, resume_after_freeze
 
 __all__ = [
     "FORMAT_VERSION",

@@ -10,7 +10,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from quicferry.protocol import ClientMigration, ServerMigration
 
-from .http3_messages import MAX_FIELD_SECTION, MAX_FIELDS
+from .http3.messages import MAX_FIELD_SECTION, MAX_FIELDS
 from .pem import assert_authorities, authorities_in, certificates_in, fit, private_key_in, read_file
 
 

@@ -59,16 +59,16 @@ from quicferry.protocol import (
 from quicferry.protocol.frames import BODY_SIZES
 
 from .addresses import NetworkAddress, address_from_network, read_address
-from .client_side import ClientSide
-from .connection_ids import PeerConnectionIds
 from .contract import FRAME_HANDLERS, check_contract
 from .key_age import KeyAge
 from .negotiation import Negotiation, close_with
 from .opening import LONGEST_CLIENT_HANDSHAKE
+from .paths.client_side import ClientSide
+from .paths.connection_ids import PeerConnectionIds
+from .paths.recovery import MigratingRecovery, NumberedWindow, PathEstimate
+from .paths.server_side import ServerSide
 from .qlog import encode_frame, log_event
-from .recovery import MigratingRecovery, NumberedWindow, PathEstimate
 from .seal import Seal
-from .server_side import ServerSide
 from .streams import StreamControl
 
 check_contract()

@@ -12,7 +12,7 @@ from pathlib import Path
 import quicferry
 from quicferry.lab.hosts import rootfs
 from quicferry.protocol import Address
-from quicferry.relocation.image import Application, make_bundle
+from quicferry.relocation.container.image import Application, make_bundle
 from quicferry.server import self_signed
 
 APPLICATION = "quicferry.lab.containers.app:app"

@@ -15,9 +15,9 @@ from pathlib import Path
 from quicferry.lab.containers.bundle import NAME
 from quicferry.lab.hosts import Host, Lab
 from quicferry.lab.patience import patient
-from quicferry.relocation.image import PodmanImage
-from quicferry.relocation.image.bundle import scratch
-from quicferry.relocation.image.programs import run
+from quicferry.relocation.container.image import PodmanImage
+from quicferry.relocation.container.image.bundle import scratch
+from quicferry.relocation.container.image.programs import run
 
 _FOLDER = "srv/quicferry"
 _BUNDLE = f"/{_FOLDER}/{NAME}"

@@ -20,7 +20,7 @@ from quicferry.lab.demo.processes import Child, DemoError, child
 from quicferry.lab.demo.results import Relocation
 from quicferry.lab.demo.settings import Settings, Technique
 from quicferry.lab.memory import resident_memory
-from quicferry.relocation.identity import make_identities
+from quicferry.relocation.link.identity import make_identities
 from quicferry.server import ManagementClient
 from quicferry.server.certificate import self_signed
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quicferry.lab.hosts.errors import LabError
-from quicferry.relocation.image.debian import KEYRING
+from quicferry.relocation.container.image.debian import KEYRING
 
 _PACKAGES = {
     "debootstrap": "debootstrap",

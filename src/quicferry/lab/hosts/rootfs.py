@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quicferry.lab.hosts.errors import LabError
-from quicferry.relocation.image import ImageError
-from quicferry.relocation.image.debian import KEYRING, find_mirror, make_debian
+from quicferry.relocation.container.image import ImageError
+from quicferry.relocation.container.image.debian import KEYRING, find_mirror, make_debian
 
 DIRECTORY_VARIABLE = "QUICFERRY_LAB_DIR"
 ROOT_VARIABLE = "QUICFERRY_LAB_ROOT"

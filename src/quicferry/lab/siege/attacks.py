@@ -27,10 +27,10 @@ from aioquic.quic.events import StreamDataReceived, StreamReset
 
 from quicferry.lab.demo.lines import say
 from quicferry.protocol import Address
-from quicferry.relocation.channel import Channel, connect
 from quicferry.relocation.errors import ChannelError
-from quicferry.relocation.identity import Identity
-from quicferry.relocation.listener import listen
+from quicferry.relocation.link.channel import Channel, connect
+from quicferry.relocation.link.identity import Identity
+from quicferry.relocation.link.listener import listen
 
 from .puppet import LEAST, Puppet, configuration, connected, frame, hold, request
 

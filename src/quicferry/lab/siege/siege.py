@@ -16,7 +16,7 @@ from typing import Any
 from quicferry.lab.demo.processes import Child, DemoError, child
 from quicferry.lab.memory import resident_memory
 from quicferry.lab.patience import patient
-from quicferry.relocation.identity import make_identities
+from quicferry.relocation.link.identity import make_identities
 from quicferry.server import ManagementClient, ManagementError
 from quicferry.server.certificate import self_signed
 

@@ -14,7 +14,7 @@ from quicferry.protocol.options import ServerMigration
 from quicferry.protocol.server import Action, Do, ServerMachine, State
 from quicferry.protocol.suite import MigrationProtocol
 from quicferry.transport import Connection
-from quicferry.transport.server_side import ServerSide
+from quicferry.transport.paths.server_side import ServerSide
 
 INVALID_MIGRATION = 0xC
 NO_MORE_CONNECTION_IDS = "No more connection ids to use for new path."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from quicferry.relocation.image.programs import run
+from quicferry.relocation.container.image.programs import run
 
 _BLOCK = 4096
 _INODE = 256

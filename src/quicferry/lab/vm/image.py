@@ -18,9 +18,9 @@ from pathlib import Path
 
 from quicferry.lab.hosts import LabError, rootfs
 from quicferry.lab.vm.disk import write_disk
-from quicferry.relocation.image.bundle import scratch
-from quicferry.relocation.image.programs import run
-from quicferry.relocation.image.root import find_python
+from quicferry.relocation.container.image.bundle import scratch
+from quicferry.relocation.container.image.programs import run
+from quicferry.relocation.container.image.root import find_python
 
 EMULATOR = "qemu-system-x86_64"
 TOOLS = "/opt/quicferry/tools"

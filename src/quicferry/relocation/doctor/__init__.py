@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from quicferry.relocation.engines import Technique
+from quicferry.relocation.container.engines import Technique
 from quicferry.relocation.errors import EngineError
 
 from .facts import Facts, look, podman_runtime

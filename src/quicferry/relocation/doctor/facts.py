@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quicferry.protocol import QuicferryError
-from quicferry.relocation.engines.program import run
+from quicferry.relocation.container.engines.program import run
 from quicferry.relocation.errors import EngineError
 from quicferry.server import management_directory
 

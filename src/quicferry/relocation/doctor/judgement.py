@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quicferry.relocation.engines import Technique
-from quicferry.relocation.images import DIRECTORY
+from quicferry.relocation.container.engines import Technique
+from quicferry.relocation.container.images import DIRECTORY
 
 from .facts import Facts, Mount
 from .finding import Diagnosis, Finding, Outcome, Way

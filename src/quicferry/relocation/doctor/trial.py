@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from quicferry.relocation.engines import PageTls, Technique, criu
-from quicferry.relocation.engines.program import run, start
+from quicferry.relocation.container.engines import PageTls, Technique, criu
+from quicferry.relocation.container.engines.program import run, start
+from quicferry.relocation.container.images import ImageDirectory
 from quicferry.relocation.errors import EngineError
-from quicferry.relocation.images import ImageDirectory
 from quicferry.server.certificate import host_certificate
 
 from . import guest, landing

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quicferry.relocation.engines import Runc, Technique
-from quicferry.relocation.engines.podman import Podman
+from quicferry.relocation.container.engines import Runc, Technique
+from quicferry.relocation.container.engines.podman import Podman
 from quicferry.relocation.errors import EngineError
 
 from .finding import Way

@@ -1,0 +1,1 @@
+"""The techniques that carry a container: cold, pre-copy, post-copy, hybrid."""

@@ -1,0 +1,1 @@
+"""The technique *handover*: connections go from process to process."""

@@ -1,0 +1,1 @@
+"""Who may live: the source's and the destination's machine, their lease and history."""

@@ -1,0 +1,1 @@
+"""The orchestration that all techniques share, its other end, and its report."""

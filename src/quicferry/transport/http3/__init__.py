@@ -1,0 +1,1 @@
+"""HTTP/3 on a connection that may move: messages, limits, and the state to be carried."""

@@ -1,0 +1,1 @@
+"""A migration on a connection: the client's side, the server's side, and their paths."""

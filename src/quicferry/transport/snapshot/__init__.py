@@ -1,0 +1,1 @@
+"""Connections as bytes, and as connections again: format, records, freeze and thaw."""
