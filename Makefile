@@ -61,20 +61,20 @@ mutants: $(READY) ## try mistakes in the code: do the tests notice? (hours; PART
 	PYTHONPATH=tests nice -n 10 $(VENV_PYTHON) -m mutants $(PART) $(MUTANTS_ARGS)
 
 bench: $(READY) ## measure (BENCH_ARGS="...")
-	$(VENV_PYTHON) -m quicferry.lab.bench $(BENCH_ARGS)
+	$(VENV_PYTHON) -m quicferry_lab.bench $(BENCH_ARGS)
 
 soak: $(READY) ## hand a server over HANDOVERS times; simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
-	$(VENV_PYTHON) -m quicferry.lab.soak_handovers --handovers $(HANDOVERS)
-	$(VENV_PYTHON) -m quicferry.lab.soak --seeds $(SEEDS)
+	$(VENV_PYTHON) -m quicferry_lab.soak_handovers --handovers $(HANDOVERS)
+	$(VENV_PYTHON) -m quicferry_lab.soak --seeds $(SEEDS)
 
 fuzz: $(READY) ## feed everything that listens with inputs from a seed (SECONDS=600 SEED=1 TARGETS="messages ...")
 	cd tests && ../$(VENV_PYTHON) -W ignore -m fuzzing --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
 
 siege: $(READY) ## attack servers that have a good client, and see what it notices (SIEGE_ARGS="--seconds 5 rapid-reset ...")
-	$(VENV_PYTHON) -m quicferry.lab.siege $(SIEGE_ARGS)
+	$(VENV_PYTHON) -m quicferry_lab.siege $(SIEGE_ARGS)
 
 docs: $(READY) ## draw the state machines from the code, into docs/state-machines.md
-	$(VENV_PYTHON) -m quicferry.lab.machines > $(READY).machines
+	$(VENV_PYTHON) -m quicferry_lab.machines > $(READY).machines
 	mv $(READY).machines docs/state-machines.md
 
 build: $(READY) ## build the source distribution and the wheel into dist/

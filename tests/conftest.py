@@ -6,8 +6,7 @@ import os
 
 import pytest
 from hypothesis import settings
-
-from quicferry.lab.hosts import LabError, rootfs
+from quicferry_lab.hosts import LabError, rootfs
 
 # Time limits for one example fail on a busy machine; in CI the examples are the same every time.
 settings.register_profile("quicferry", deadline=None, derandomize="CI" in os.environ)

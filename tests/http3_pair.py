@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from aioquic.h3.connection import H3Connection
 from aioquic.h3.events import DataReceived, H3Event, Headers, HeadersReceived
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamReset
+from quicferry_lab.simulation import Endpoint
 from simulated_pair import Pair, pair
 
-from quicferry.lab.simulation import Endpoint
 from quicferry.transport import Http3Connection, MessageMalformed
 
 AUTHORITY = (b":authority", b"server.example")

@@ -11,8 +11,7 @@ from aioquic.buffer import encode_uint_var
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.logger import QuicLogger
 from aioquic.tls import Epoch
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Client,
     Datagram,
     Endpoint,
@@ -30,8 +29,9 @@ from quicferry.lab.simulation import (
     server_configuration,
     stock_configuration,
 )
-from quicferry.lab.simulation.invariants import events_of
-from quicferry.lab.simulation.scenario import client_address, server_address
+from quicferry_lab.simulation.invariants import events_of
+from quicferry_lab.simulation.scenario import client_address, server_address
+
 from quicferry.protocol import (
     Address,
     ClientMigration,

@@ -11,9 +11,7 @@ from unittest.mock import patch
 from aioquic._buffer import Buffer
 from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.packet import QuicFrameType
-from simulated_pair import AWAY, HOME, RTT, Pair, genuine, pair, pool
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Answer,
     Client,
     Datagram,
@@ -28,7 +26,9 @@ from quicferry.lab.simulation import (
     client_configuration,
     server_configuration,
 )
-from quicferry.lab.simulation.scenario import client_address
+from quicferry_lab.simulation.scenario import client_address
+from simulated_pair import AWAY, HOME, RTT, Pair, genuine, pair, pool
+
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     ClientMigration,

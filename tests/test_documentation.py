@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.machines import page
+from quicferry_lab.machines import page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -119,7 +119,7 @@ def defined_names(tree: ast.Module) -> set[str]:
 
 
 # These stand for another implementation's connections, and differ from ours where it does.
-DOUBLES = {"quicferry.lab.simulation.thesis"}
+DOUBLES = {"quicferry_lab.simulation.thesis"}
 
 
 @functools.cache
@@ -187,8 +187,8 @@ def test_private_parts_stay_in_the_transport(path: Path) -> None:
         ("quicferry.server.core", "from quicferry.client import x", ["quicferry.client.x"]),
         ("quicferry.client.core", "from quicferry import serve", ["quicferry.serve"]),
         ("quicferry.client.core", "from quicferry import __version__", []),
-        ("quicferry.lab.demo.run", "from quicferry.cli import main", ["quicferry.cli.main"]),
-        ("quicferry.cli.main", "from quicferry.lab import demo\nimport click, quicferry", []),
+        ("quicferry_lab.demo.run", "from quicferry.cli import main", ["quicferry.cli.main"]),
+        ("quicferry.cli.main", "from quicferry_lab import demo\nimport click, quicferry", []),
         ("quicferry.__init__", "from quicferry.server import serve", []),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 Completed = subprocess.CompletedProcess[bytes]
 CLI = [sys.executable, "-m", "quicferry.cli"]
-DEMO_APP = "quicferry.lab.demo.app:app"
+DEMO_APP = "quicferry_lab.demo.app:app"
 LIMIT = 30
 
 

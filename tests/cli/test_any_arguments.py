@@ -256,11 +256,11 @@ def test_any_file(files: SimpleNamespace) -> None:
         for option in ("--ca", "--qlog", "--output", "--data", "--json"):
             given = [] if option == "--json" else [f"@{path}" if option == "--data" else path]
             run("fetch", "--timeout", "0.05", url, option, *given)
-        run("serve", "quicferry.lab.demo.app:app", "--cert", path, "--key", path)
+        run("serve", "quicferry_lab.demo.app:app", "--cert", path, "--key", path)
         run("serve", "no.such.module:app", "--socket", path, "--qlog", path)
         run("ctl", "--socket", path, "status")
         run("ctl", "--socket", path, "status", "--qlog", path)
-        run("agent", "run", "quicferry.lab.demo.app:app", "--identity", path)
+        run("agent", "run", "quicferry_lab.demo.app:app", "--identity", path)
         run("agent", "receive", "--bundle", path, "--container", "site", "--identity", path)
         run("migrate", "--to", "127.0.0.1:1", "--identity", path, "--socket", path)
         run("migrate", "--to", "127.0.0.1:1", "--identity", files.identity, "--socket", path)

@@ -149,7 +149,7 @@ def test_hand_over(tmp_path: Path) -> None:
     init, run, migrate, rehearse = commands(page, "agent", "migrate")
     (program,) = programs(page)
     (tmp_path / "program.py").write_text(program)
-    (tmp_path / "shop.py").write_text("from quicferry.lab.demo.app import app\n")
+    (tmp_path / "shop.py").write_text("from quicferry_lab.demo.app import app\n")
     certificate = self_signed(["127.0.0.1"])
     for name, pem in zip(("fullchain.pem", "privkey.pem"), certificate, strict=True):
         (tmp_path / name).write_bytes(pem)

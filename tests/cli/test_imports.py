@@ -72,7 +72,7 @@ def test_a_server_imports_what_it_serves_with(tmp_path: Path) -> None:
     assert "hypercorn" in modules
     unused = {"dask", "distributed", "hypothesis", "matplotlib", "numpy", "polars", "rich"}
     assert packages(modules) & {*unused, "pytest", "zstandard"} == set()
-    assert packages(modules, 2) & {"quicferry.client", "quicferry.lab"} == set()
+    assert packages(modules, 2) & {"quicferry.client", "quicferry_lab"} == set()
     containers = {f"quicferry.relocation.{name}" for name in ("container", "doctor", "engines")}
     assert packages(modules, 3) & containers == set()
 

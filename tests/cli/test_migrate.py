@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from loopback import at, demo_app, free_port, time_limit
+from quicferry_lab.demo.app import app
 from relocation.agents import agent_at
 from relocation.parties import APPLICATION, DESTINATION, SOURCE, STEPS, Client, Party, Stage, stage
 
 from quicferry.cli import main
 from quicferry.client import RequestFailed
-from quicferry.lab.demo.app import app
 from quicferry.protocol import Address, MigrationProtocol
 from quicferry.relocation import make_identities
 
@@ -28,7 +28,7 @@ CLI = f"{sys.executable} -m quicferry.cli"
 
 SLOW = """
 import asyncio
-from quicferry.lab.demo.app import app as demo
+from quicferry_lab.demo.app import app as demo
 
 released = asyncio.Event()
 

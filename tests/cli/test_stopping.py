@@ -19,7 +19,7 @@ __all__ = ["time_limit"]
 
 APP = """
 import asyncio, json, pathlib
-from quicferry.lab.demo.app import app as demo
+from quicferry_lab.demo.app import app as demo
 
 def say(event):
     print(json.dumps({"event": event}), flush=True)

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from quicferry.lab.demo import content
-from quicferry.lab.demo.content import BLOCK_SIZE, Verifier, WrongBodyError
+from quicferry_lab.demo import content
+from quicferry_lab.demo.content import BLOCK_SIZE, Verifier, WrongBodyError
 
 
 def test_a_body_is_a_function_of_seed_and_offset() -> None:

@@ -4,8 +4,8 @@ import asyncio
 import random
 
 import pytest
+from quicferry_lab.emulation import EmulatedNetwork, PathSpec, Shaper
 
-from quicferry.lab.emulation import EmulatedNetwork, PathSpec, Shaper
 from quicferry.transport import NetworkAddress
 
 SERVER: NetworkAddress = ("127.0.0.1", 4433)

@@ -8,13 +8,13 @@ from typing import cast
 
 import pytest
 from hypercorn.typing import ASGIFramework
+from quicferry_lab.demo import load
+from quicferry_lab.demo.app import Message, Receive, Send, app
+from quicferry_lab.demo.results import ClientReport
+from quicferry_lab.demo.settings import ClientPlan, WorkerSettings
+from quicferry_lab.emulation import PathSpec
 
 import quicferry
-from quicferry.lab.demo import load
-from quicferry.lab.demo.app import Message, Receive, Send, app
-from quicferry.lab.demo.results import ClientReport
-from quicferry.lab.demo.settings import ClientPlan, WorkerSettings
-from quicferry.lab.emulation import PathSpec
 from quicferry.server import load_pem, self_signed
 
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.demo.chart import service_time_chart
-from quicferry.lab.demo.plot import save_plot
-from quicferry.lab.demo.results import Arrival, ClientReport, DemoResult, Gap, Relocation, Sample
-from quicferry.lab.demo.settings import Settings, Technique
+from quicferry_lab.demo.chart import service_time_chart
+from quicferry_lab.demo.plot import save_plot
+from quicferry_lab.demo.results import Arrival, ClientReport, DemoResult, Gap, Relocation, Sample
+from quicferry_lab.demo.settings import Settings, Technique
 
 SOURCE, DESTINATION = "127.0.0.1:4433", "127.0.0.2:4433"
 CLIENT_KEYS = [

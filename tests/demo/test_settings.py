@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.demo.settings import (
+from quicferry_lab.demo.settings import (
     PROTOCOL_NAMES,
     Settings,
     WorkerSettings,
     share_among_workers,
 )
-from quicferry.lab.emulation import PathSpec
+from quicferry_lab.emulation import PathSpec
 
 
 def test_mixed_has_every_protocol_and_one_client_without() -> None:

@@ -11,13 +11,13 @@ import msgpack
 from aioquic.h3.connection import FrameType
 from http3_pair import GET, OK, POST, Both, both
 from hypothesis import strategies as st
+from quicferry_lab.simulation import server_configuration
 from relocation.test_messages import ALL
 from simulated_pair import AWAY, genuine
 
 from fuzzing.harness import Steps, Target
 from fuzzing.http3 import framed, section
 from fuzzing.quic import damaged, is_defined, payloads
-from quicferry.lab.simulation import server_configuration
 from quicferry.protocol import MigrationProtocol, ServerMigration
 from quicferry.relocation.errors import MessageError
 from quicferry.relocation.link.messages import KINDS, decode, encode, prepare_messages

@@ -15,10 +15,10 @@ from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
 from aioquic.tls import Epoch
 from hypothesis import strategies as st
 from loopback import client_configuration, served, server_configuration
+from quicferry_lab.simulation import Endpoint
 from simulated_pair import AWAY, HOME, Until, genuine, pair
 
 from fuzzing.harness import FindingError, Steps, Target
-from quicferry.lab.simulation import Endpoint
 from quicferry.protocol import FrameType, MigrationProtocol
 from quicferry.transport import Connection
 

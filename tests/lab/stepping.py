@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from quicferry.lab.containers import Site
-from quicferry.lab.demo.settings import LINE_LIMIT
+from quicferry_lab.containers import Site
+from quicferry_lab.demo.settings import LINE_LIMIT
 
 LIMIT = 60.0
 

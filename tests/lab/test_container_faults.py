@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from lab.stepping import steps
+from quicferry_lab.containers import Settings, Site
+from quicferry_lab.containers.site import Load
+from quicferry_lab.hosts import Host
 
-from quicferry.lab.containers import Settings, Site
-from quicferry.lab.containers.site import Load
-from quicferry.lab.hosts import Host
 from quicferry.relocation import Technique
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from quicferry_lab.containers import Settings, Site, Trial, run_trial
+from quicferry_lab.containers.settings import EDGE, Whereabouts
+from quicferry_lab.hosts import Lab, PathSpec
+from quicferry_lab.patience import patient
 
-from quicferry.lab.containers import Settings, Site, Trial, run_trial
-from quicferry.lab.containers.settings import EDGE, Whereabouts
-from quicferry.lab.hosts import Lab, PathSpec
-from quicferry.lab.patience import patient
 from quicferry.protocol import MigrationProtocol, Policy
 from quicferry.relocation import Compression, Technique
 from quicferry.relocation.container.engines import Podman

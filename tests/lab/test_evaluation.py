@@ -9,8 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from quicferry.lab.evaluation.experiment import (
+from quicferry_lab.evaluation.experiment import (
     NUMBERS,
     Choices,
     ExperimentError,
@@ -18,9 +17,9 @@ from quicferry.lab.evaluation.experiment import (
     load,
     parse,
 )
-from quicferry.lab.evaluation.result import At, Relocation, Request, Result
-from quicferry.lab.evaluation.run import Backend, Peer, Run
-from quicferry.lab.evaluation.store import TABLES, Settings, Store, StoreError, find, read
+from quicferry_lab.evaluation.result import At, Relocation, Request, Result
+from quicferry_lab.evaluation.run import Backend, Peer, Run
+from quicferry_lab.evaluation.store import TABLES, Settings, Store, StoreError, find, read
 
 SETTINGS = Settings("experiment 1", Backend.SIM, is_quick=True)
 

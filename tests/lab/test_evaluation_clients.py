@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 from loopback import at, certificate, free_port, served
+from quicferry_lab.demo.app import app
+from quicferry_lab.demo.processes import DemoError, child
+from quicferry_lab.evaluation.load import Load, LoadError, share
+from quicferry_lab.evaluation.orders import Orders
+from quicferry_lab.evaluation.result import At
+from quicferry_lab.evaluation.run import Backend, Run, Script, Workload
+from quicferry_lab.evaluation.workload import Requests
 
 from quicferry import MigrationProtocol, Server
-from quicferry.lab.demo.app import app
-from quicferry.lab.demo.processes import DemoError, child
-from quicferry.lab.evaluation.load import Load, LoadError, share
-from quicferry.lab.evaluation.orders import Orders
-from quicferry.lab.evaluation.result import At
-from quicferry.lab.evaluation.run import Backend, Run, Script, Workload
-from quicferry.lab.evaluation.workload import Requests
 
 HOSTS = {"127.0.0.1": At.SOURCE, "127.0.0.2": At.DESTINATION}
 LIMIT = 60.0
@@ -49,7 +49,7 @@ async def load(run: Run, address: str, folder: Path) -> AsyncIterator[Load]:
     )
     async with (
         asyncio.timeout(LIMIT),
-        child("client process", "quicferry.lab.evaluation.clients") as process,
+        child("client process", "quicferry_lab.evaluation.clients") as process,
     ):
         clients = Load(run, [(process, orders)])
         try:
@@ -208,7 +208,7 @@ async def test_clients_that_cannot_connect_end_with_the_reason(tmp_path: Path) -
 
 async def test_the_process_ends_with_its_input(tmp_path: Path) -> None:
     async with served(app) as server:
-        async with child("client process", "quicferry.lab.evaluation.clients") as process:
+        async with child("client process", "quicferry_lab.evaluation.clients") as process:
             (tmp_path / "ca.pem").write_bytes(certificate()[0])
             orders = Orders.of(
                 RUN, (1,), server=str(server.address), ca_file=str(tmp_path / "ca.pem")

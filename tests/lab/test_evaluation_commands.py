@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from quicferry_lab.evaluation.experiment import Choices, load
+from quicferry_lab.evaluation.perform import PerformanceError, keep_missing, perform, perform_all
+from quicferry_lab.evaluation.result import Result
+from quicferry_lab.evaluation.run import Backend, Run
+from quicferry_lab.evaluation.store import TABLES, Settings, Store, read
 
 from quicferry.cli import main
-from quicferry.lab.evaluation.experiment import Choices, load
-from quicferry.lab.evaluation.perform import PerformanceError, keep_missing, perform, perform_all
-from quicferry.lab.evaluation.result import Result
-from quicferry.lab.evaluation.run import Backend, Run
-from quicferry.lab.evaluation.store import TABLES, Settings, Store, read
 
 SETTINGS = Settings("experiment 0", Backend.SIM, is_quick=True)
 
@@ -166,7 +166,7 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["run", "0"], ["report", "."]], ids=" ".join)
 def test_a_missing_library_is_named(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("quicferry.lab.evaluation")]:
+    for module in [name for name in sys.modules if name.startswith("quicferry_lab.evaluation")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "polars", None)
     result = CliRunner().invoke(main, ["lab", *command])

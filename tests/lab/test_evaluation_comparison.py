@@ -7,12 +7,11 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-
-from quicferry.lab.bench.report import Figure
-from quicferry.lab.evaluation import comparison, simulated
-from quicferry.lab.evaluation.comparison import Case, as_simulated, cases, figure_of
-from quicferry.lab.evaluation.result import Relocation, Result, failure
-from quicferry.lab.evaluation.run import Backend, Run, Script
+from quicferry_lab.bench.report import Figure
+from quicferry_lab.evaluation import comparison, simulated
+from quicferry_lab.evaluation.comparison import Case, as_simulated, cases, figure_of
+from quicferry_lab.evaluation.result import Relocation, Result, failure
+from quicferry_lab.evaluation.run import Backend, Run, Script
 
 CASES = {case.name: case for case in cases()}
 

@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
-from quicferry.lab.evaluation import in_containers, netns, scripts
-from quicferry.lab.evaluation.move import Move
-from quicferry.lab.evaluation.netns import NetnsStage
-from quicferry.lab.evaluation.result import At, Request, Result
-from quicferry.lab.evaluation.run import Backend, Run, Script, Workload
+from quicferry_lab.evaluation import in_containers, netns, scripts
+from quicferry_lab.evaluation.move import Move
+from quicferry_lab.evaluation.netns import NetnsStage
+from quicferry_lab.evaluation.result import At, Request, Result
+from quicferry_lab.evaluation.run import Backend, Run, Script, Workload
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-from quicferry.lab.bench.report import Figure, as_json
-from quicferry.lab.evaluation import bounds, metrics, report, store, thesis
-from quicferry.lab.evaluation.result import At, Relocation, Request, Result, failure
-from quicferry.lab.evaluation.run import Backend, Peer, Run, Script
+from quicferry_lab.bench.report import Figure, as_json
+from quicferry_lab.evaluation import bounds, metrics, report, store, thesis
+from quicferry_lab.evaluation.result import At, Relocation, Request, Result, failure
+from quicferry_lab.evaluation.run import Backend, Peer, Run, Script
 
 FIRST = Run(
     experiment=1,

@@ -10,14 +10,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from quicferry.lab.evaluation.experiment import Choices, load
-from quicferry.lab.evaluation.result import At, Relocation, Result
-from quicferry.lab.evaluation.run import Backend, Peer, Run, Script, Workload
-from quicferry.lab.evaluation.simulated import carry_out, http
-from quicferry.lab.evaluation.simulated.scripts import SCRIPTS
-from quicferry.lab.evaluation.simulated.world import DESTINATION, SOURCE, World, begin
-from quicferry.lab.evaluation.workload import (
+from quicferry_lab.evaluation.experiment import Choices, load
+from quicferry_lab.evaluation.result import At, Relocation, Result
+from quicferry_lab.evaluation.run import Backend, Peer, Run, Script, Workload
+from quicferry_lab.evaluation.simulated import carry_out, http
+from quicferry_lab.evaluation.simulated.scripts import SCRIPTS
+from quicferry_lab.evaluation.simulated.world import DESTINATION, SOURCE, World, begin
+from quicferry_lab.evaluation.workload import (
     GET_PROBABILITY,
     Requests,
     Wanted,
@@ -26,7 +25,7 @@ from quicferry.lab.evaluation.workload import (
     post_sizes,
     stagger,
 )
-from quicferry.lab.simulation import Datagram, SimulatedAddress, body
+from quicferry_lab.simulation import Datagram, SimulatedAddress, body
 
 SOURCE_RTT, DESTINATION_RTT = 0.122, 0.018
 SLACK = 0.004
@@ -379,7 +378,7 @@ def test_a_run_happens_again_in_another_process(run: Run) -> None:
     here = carry_out(run)
     program = (
         "import sys, pickle\n"
-        "from quicferry.lab.evaluation.simulated import carry_out\n"
+        "from quicferry_lab.evaluation.simulated import carry_out\n"
         "sys.stdout.buffer.write(pickle.dumps(carry_out(pickle.load(sys.stdin.buffer))))\n"
     )
     there = subprocess.run(

@@ -21,14 +21,14 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from distributed import Client, WorkerPlugin
+from quicferry_lab.cli.sweep import sweep
+from quicferry_lab.evaluation import cluster, store
+from quicferry_lab.evaluation.perform import keep_missing, perform
+from quicferry_lab.evaluation.run import Backend, Run, Script
+from quicferry_lab.evaluation.store import Settings, Store
+from quicferry_lab.evaluation.sweep import Axes, SweepError, plan
 
 import quicferry
-from quicferry.cli.lab_sweep import sweep
-from quicferry.lab.evaluation import cluster, store
-from quicferry.lab.evaluation.perform import keep_missing, perform
-from quicferry.lab.evaluation.run import Backend, Run, Script
-from quicferry.lab.evaluation.store import Settings, Store
-from quicferry.lab.evaluation.sweep import Axes, SweepError, plan
 
 SCRIPT = ("--script", "first-request", "--pause", "0.1")
 AXES = Axes(Script.FIRST_REQUEST, ("explicit", "symmetric"), pauses=(0.1,), seeds=(1, 2))

@@ -13,15 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from quicferry_lab.hosts import Lab, LabError, rootfs
 
 import quicferry
-from quicferry.lab.hosts import Lab, LabError, rootfs
 
 pytestmark = pytest.mark.lab
 
 KILLED_LAB = """
 import asyncio
-from quicferry.lab.hosts import Lab, PathSpec
+from quicferry_lab.hosts import Lab, PathSpec
 
 async def main():
     async with Lab() as lab:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.hosts import LabError, needs, rootfs
+from quicferry_lab.hosts import LabError, needs, rootfs
 
 QUICFERRY = "quicferry.cli"
 

@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
-from quicferry.lab.hosts import Backend, Host, Lab, LabError, PathSpec, programs
+from quicferry_lab.hosts import Backend, Host, Lab, LabError, PathSpec, programs
 
 pytestmark = pytest.mark.lab
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.emulation import PathSpec
-from quicferry.lab.hosts import Backend, Lab, LabError, rootfs
-from quicferry.lab.hosts.rootfs import Recipe
-from quicferry.lab.hosts.veth import disciplines
+from quicferry_lab.emulation import PathSpec
+from quicferry_lab.hosts import Backend, Lab, LabError, rootfs
+from quicferry_lab.hosts.rootfs import Recipe
+from quicferry_lab.hosts.veth import disciplines
 
 
 def test_a_transparent_path_needs_no_discipline() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from quicferry_lab.evaluation import ratios, report
+from quicferry_lab.evaluation.ratios import Sample, Trial
+from quicferry_lab.hosts import LabError
+from quicferry_lab.vm import find
 
 from quicferry.cli import main
-from quicferry.lab.evaluation import ratios, report
-from quicferry.lab.evaluation.ratios import Sample, Trial
-from quicferry.lab.hosts import LabError
-from quicferry.lab.vm import find
 from quicferry.protocol import QuicferryError
 
 TECHNIQUES = ("cold", "pre-copy", "post-copy", "hybrid")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from quicferry.lab.emulation import PathSpec
-from quicferry.lab.hosts.router import Direction, Schedule
-from quicferry.lab.hosts.tun import HEADER_BYTES
+from quicferry_lab.emulation import PathSpec
+from quicferry_lab.hosts.router import Direction, Schedule
+from quicferry_lab.hosts.tun import HEADER_BYTES
 
 OUT = 7
 FULL = 1500

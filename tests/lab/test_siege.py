@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from quicferry.lab.siege.__main__ import line
-from quicferry.lab.siege.attacks import ATTACKS
-from quicferry.lab.siege.siege import MOST_GROWTH, Row, besiege, percentile
+from quicferry_lab.siege.__main__ import line
+from quicferry_lab.siege.attacks import ATTACKS
+from quicferry_lab.siege.siege import MOST_GROWTH, Row, besiege, percentile
 
 GOOD = Row("flood", calm=0.009, besieged=0.08, requests=400, unanswered=0, growth=1 << 20, done=7)
 

@@ -13,13 +13,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-
-from quicferry.lab.hosts import LabError
-from quicferry.lab.vm import VirtualMachine, find
+from quicferry_lab.hosts import LabError
+from quicferry_lab.vm import VirtualMachine, find
 
 KILLED = """
 import asyncio
-from quicferry.lab.vm import VirtualMachine
+from quicferry_lab.vm import VirtualMachine
 
 async def main():
     async with VirtualMachine() as machine:

@@ -7,10 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from quicferry.lab.hosts import LabError
-from quicferry.lab.vm import find
-from quicferry.lab.vm.disk import write_disk
+from quicferry_lab.hosts import LabError
+from quicferry_lab.vm import find
+from quicferry_lab.vm.disk import write_disk
 
 needs_mke2fs = pytest.mark.skipif(
     not (shutil.which("mke2fs") and shutil.which("debugfs")), reason="e2fsprogs is not installed"

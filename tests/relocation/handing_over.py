@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from quicferry_lab.simulation import Datagram, InvariantError
 from relocation.processes import SOON, Agent, Process, Reception, Source
 from simulated_pair import AWAY, HOME, Pair
 
-from quicferry.lab.simulation import Datagram, InvariantError
 from quicferry.relocation.link.messages import Message, decode, encode
 from quicferry.relocation.ownership.source import LEASE, SourceMachine
 

@@ -30,11 +30,11 @@ from loopback import (
     http_client,
     served,
 )
+from quicferry_lab.demo.app import app
 from relocation.agents import agent_at, configuration
 
 import quicferry
 from quicferry import Address, ClientMigration, HttpClient, MigrationProtocol
-from quicferry.lab.demo.app import app
 from quicferry.relocation import (
     Handover,
     HandoverPlan,
@@ -45,7 +45,7 @@ from quicferry.relocation import (
 from quicferry.server import ManagementClient
 
 CLI = [sys.executable, "-m", "quicferry.cli"]
-APPLICATION = "quicferry.lab.demo.app:app"
+APPLICATION = "quicferry_lab.demo.app:app"
 SOURCE, DESTINATION = "127.0.0.1", "127.0.0.2"
 
 PROTOCOLS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quicferry.lab.hosts import Host, Lab
+from quicferry_lab.hosts import Host, Lab
 
 IMAGE = "localhost/echo:1"
 NAME = "echo"

@@ -15,10 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aioquic.quic.events import ConnectionIdIssued
+from quicferry_lab.simulation import Responder, ServerEndpoint, ServerHost
+from quicferry_lab.simulation.errors import SimulationError
 from simulated_pair import AWAY
 
-from quicferry.lab.simulation import Responder, ServerEndpoint, ServerHost
-from quicferry.lab.simulation.errors import SimulationError
 from quicferry.relocation.errors import HandoverError
 from quicferry.relocation.link.messages import Carried, Carry, CarryState, Message, Offer
 from quicferry.relocation.ownership import destination, source

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from quicferry.lab.containers.site import SYSCTLS
-from quicferry.lab.hosts import Host, Lab
+from quicferry_lab.containers.site import SYSCTLS
+from quicferry_lab.hosts import Host, Lab
 
 pytestmark = pytest.mark.lab
 

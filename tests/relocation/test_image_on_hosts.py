@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from cli.command_line import CLI, DEMO_APP
+from quicferry_lab.hosts import Host, Lab, rootfs
 
-from quicferry.lab.hosts import Host, Lab, rootfs
 from quicferry.protocol import Address
 from quicferry.relocation.container.image import Application, make_podman_image
 from quicferry.relocation.container.image.application import NOBODY

@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from quicferry_lab.simulation import Answer, Exchange, InvariantError, SimulatedAddress
 from relocation.handing_over import LONG, PAUSE, Fault, Plan, World
 from simulated_pair import AWAY, HOME, Pair, pair
 
-from quicferry.lab.simulation import Answer, Exchange, InvariantError, SimulatedAddress
 from quicferry.protocol import ClientMigration, MigrationProtocol, Policy
 from quicferry.protocol.table import Step, Table
 from quicferry.relocation.ownership import destination, source

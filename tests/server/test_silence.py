@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 from loopback import Filter, at, free_port, http_client, served, server_configuration
+from quicferry_lab.simulation import Path
 from relocating import EXPLICIT, HOSTS, POOL, SYMMETRIC, one_deaf_client, only, pool
 from simulated_pair import AWAY, Pair, address, pair
 
 from quicferry import ConnectionLost, ServerMigration, Unready
-from quicferry.lab.simulation import Path
 from quicferry.protocol import HandshakeFinished, MigrationProtocol, MigrationReady
 from quicferry.server import Phase
 from quicferry.server.silence import Silence, patience

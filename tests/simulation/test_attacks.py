@@ -14,6 +14,8 @@ import pytest
 from aioquic.quic.connection import MAX_NETWORK_PATHS
 from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
 from aioquic.tls import CipherSuite, Epoch
+from quicferry_lab.simulation import Answer, Datagram, Endpoint, Exchange, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import (
     AWAY,
     ELSEWHERE,
@@ -26,8 +28,6 @@ from simulated_pair import (
     pool,
 )
 
-from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     Address,
     FrameType,

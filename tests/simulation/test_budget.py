@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from quicferry_lab.simulation import Datagram, Exchange, SimulatedAddress
+from quicferry_lab.simulation.invariants import check_alive
 from simulated_pair import AWAY, HOME, RTT, Pair, genuine, pair
 from support import (
     EXPLICIT,
@@ -26,8 +28,6 @@ from support import (
     server_migration,
 )
 
-from quicferry.lab.simulation import Datagram, Exchange, SimulatedAddress
-from quicferry.lab.simulation.invariants import check_alive
 from quicferry.protocol import ClientMigration, Policy, Scheduler
 
 BURST, PER_SECOND = (600, 66_000), (1, 100)

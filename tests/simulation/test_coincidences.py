@@ -12,6 +12,9 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from quicferry_lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
+from quicferry_lab.simulation.invariants import disagreement, events_of
+from quicferry_lab.simulation.scenario import client_address
 from simulated_pair import AWAY, HOME, RTT, Pair, pair
 from support import (
     EXPLICIT,
@@ -24,9 +27,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
-from quicferry.lab.simulation.invariants import disagreement, events_of
-from quicferry.lab.simulation.scenario import client_address
 from quicferry.protocol import ClientMigration, MigrationCompleted, MigrationProtocol, Policy
 
 PATH_CHALLENGE = 0x1A

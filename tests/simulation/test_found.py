@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-from quicferry.lab.simulation import Answer, Exchange, NatKind, Path, SimulatedAddress
-from quicferry.lab.simulation.coincidences import Loss, Moment
-from quicferry.lab.simulation.play import play
-from quicferry.lab.simulation.scenario import (
+from quicferry_lab.simulation import Answer, Exchange, NatKind, Path, SimulatedAddress
+from quicferry_lab.simulation.coincidences import Loss, Moment
+from quicferry_lab.simulation.play import play
+from quicferry_lab.simulation.scenario import (
     GRACE,
     ClientChange,
     Ending,
@@ -18,6 +17,7 @@ from quicferry.lab.simulation.scenario import (
     Scenario,
     server_address,
 )
+
 from quicferry.protocol import ALL_PROTOCOLS, MigrationProtocol, Policy, Scheduler
 
 HOME = server_address(4, 1)

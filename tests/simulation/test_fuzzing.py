@@ -9,9 +9,9 @@ import pytest
 from aioquic.quic.packet import QuicErrorCode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quicferry_lab.simulation import Endpoint, Exchange, SimulatedAddress
 from simulated_pair import AWAY, ELSEWHERE, HOME, Pair, genuine, pair, pool
 
-from quicferry.lab.simulation import Endpoint, Exchange, SimulatedAddress
 from quicferry.protocol import (
     ClientMigration,
     FrameType,

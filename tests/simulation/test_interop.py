@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from aioquic.quic.connection import QuicConnection
+from quicferry_lab.simulation import Answer, Datagram, Exchange, Path
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, address, pair
 
-from quicferry.lab.simulation import Answer, Datagram, Exchange, Path
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     HandshakeFinished,

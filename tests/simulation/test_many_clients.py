@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from aioquic.quic.connection import QuicConnection
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Answer,
     Client,
     Exchange,
@@ -18,8 +17,9 @@ from quicferry.lab.simulation import (
     server_configuration,
     stock_configuration,
 )
-from quicferry.lab.simulation.invariants import disagreement, events_of
-from quicferry.lab.simulation.scenario import client_address, server_address
+from quicferry_lab.simulation.invariants import disagreement, events_of
+from quicferry_lab.simulation.scenario import client_address, server_address
+
 from quicferry.protocol import (
     ClientMigration,
     MigrationAddress,

@@ -1,13 +1,12 @@
-"""Thousands of seeded migrations; what is checked stands in `quicferry.lab.simulation.play`.
+"""Thousands of seeded migrations; what is checked stands in `quicferry_lab.simulation.play`.
 
-To play one that failed again: ``python -m quicferry.lab.soak --seeds 123..123 --trace``.
+To play one that failed again: ``python -m quicferry_lab.soak --seeds 123..123 --trace``.
 """
 
 from __future__ import annotations
 
 import pytest
-
-from quicferry.lab.soak import play_seeds
+from quicferry_lab.soak import play_seeds
 
 CHUNK = 50
 CHUNKS = 25

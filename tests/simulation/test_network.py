@@ -9,8 +9,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Exchange,
     Guard,
     InvariantError,
@@ -27,8 +26,8 @@ from quicferry.lab.simulation import (
     SimulationError,
     stock_configuration,
 )
-from quicferry.lab.simulation.coincidences import Loss, Losses, Moment
-from quicferry.lab.simulation.network import START, Datagram
+from quicferry_lab.simulation.coincidences import Loss, Losses, Moment
+from quicferry_lab.simulation.network import START, Datagram
 
 A: SimulatedAddress = ("10.0.0.1", 1)
 B: SimulatedAddress = ("10.0.0.2", 2)

@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
-
-from quicferry.lab import soak
-from quicferry.lab.memory import resident_memory
-from quicferry.lab.simulation.coincidences import Moment
-from quicferry.lab.simulation.play import Journal, play
-from quicferry.lab.simulation.scenario import (
+from quicferry_lab import soak
+from quicferry_lab.memory import resident_memory
+from quicferry_lab.simulation.coincidences import Moment
+from quicferry_lab.simulation.play import Journal, play
+from quicferry_lab.simulation.scenario import (
     SYMMETRIC_PROTOCOLS,
     ClientChange,
     Ending,
     Scenario,
     draw,
 )
+
 from quicferry.protocol import MigrationProtocol, Policy, Scheduler
 
 
@@ -67,7 +67,7 @@ def test_failure_names_the_seed_and_how_to_play_it_again(
     output = capsys.readouterr().out
     assert "seed 12 failed: InvariantError: the sky is green" in output
     assert "Scenario(seed=12" in output
-    assert "python -m quicferry.lab.soak --seeds 12..12 --trace" in output
+    assert "python -m quicferry_lab.soak --seeds 12..12 --trace" in output
     assert "50 seeds, 60 migrations, 1 failed" in output
     assert "the slowest took 0.500 s (seed 7)" in output
 

@@ -10,6 +10,18 @@ from typing import Any
 import pytest
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import (
+    Datagram,
+    Exchange,
+    NatKind,
+    Path,
+    SimulatedAddress,
+    ThesisClient,
+    ThesisServer,
+)
+from quicferry_lab.simulation.invariants import check_alive, events_of
+from quicferry_lab.simulation.play import play
+from quicferry_lab.simulation.scenario import Peer, client_address, draw
 from simulated_pair import AWAY, HOME, Pair, pair
 from support import (
     EXPLICIT,
@@ -23,18 +35,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import (
-    Datagram,
-    Exchange,
-    NatKind,
-    Path,
-    SimulatedAddress,
-    ThesisClient,
-    ThesisServer,
-)
-from quicferry.lab.simulation.invariants import check_alive, events_of
-from quicferry.lab.simulation.play import play
-from quicferry.lab.simulation.scenario import Peer, client_address, draw
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from aioquic.quic.packet import QuicErrorCode
+from quicferry_lab.simulation import SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, Pair, address
 from support import (
     EXPLICIT,
@@ -29,8 +31,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     ClientMigration,

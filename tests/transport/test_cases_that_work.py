@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, ELSEWHERE, HOME, address, genuine
 from support import (
     EXPLICIT,
@@ -28,8 +30,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from quicferry_lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
 from support import EXPLICIT, POOL, THIRD, ping, server_for, thaw, wired_pair
 
-from quicferry.lab.simulation import Datagram, Exchange, NatKind, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     HandshakeFinished,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from quicferry_lab.simulation import Datagram, Exchange, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, ELSEWHERE, HOME, Pair, genuine
 from support import (
     EXPLICIT,
@@ -24,8 +26,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Datagram, Exchange, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

@@ -8,9 +8,8 @@ import pytest
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 from initials import crypto_frame
+from quicferry_lab.simulation.scenario import client_address
 from simulated_pair import HOME, Pair, Until, genuine, pair
-
-from quicferry.lab.simulation.scenario import client_address
 
 CLIENT = client_address(4, 1)
 PIECE = 1000

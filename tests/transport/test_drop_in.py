@@ -15,6 +15,8 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.quic.recovery import QuicPacketRecovery
+from quicferry_lab.simulation import Answer, Datagram, Exchange, Path, SimulatedAddress
+from quicferry_lab.simulation.configurations import server_configuration
 from simulated_pair import HOME, genuine, pair
 from support import (
     PING,
@@ -26,8 +28,6 @@ from support import (
 )
 
 from quicferry import transport
-from quicferry.lab.simulation import Answer, Datagram, Exchange, Path, SimulatedAddress
-from quicferry.lab.simulation.configurations import server_configuration
 from quicferry.protocol import (
     ClientMigration,
     MigrationProtocol,

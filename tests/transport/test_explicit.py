@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import Exchange, NatKind, Path, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, RTT, Pair, address, genuine
 from support import (
     EXPLICIT,
@@ -22,8 +24,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Exchange, NatKind, Path, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

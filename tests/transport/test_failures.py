@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
+from quicferry_lab.simulation import SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, Pair, address, pair, pool
 from support import (
     EXPLICIT,
@@ -21,8 +23,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     Address,

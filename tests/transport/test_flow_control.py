@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.events import QuicEvent, StreamDataReceived
-from simulated_pair import AWAY, HOME, RTT, genuine, pair
-from support import SYMMETRIC, named
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Client,
     Endpoint,
     Path,
@@ -21,7 +18,10 @@ from quicferry.lab.simulation import (
     client_configuration,
     server_configuration,
 )
-from quicferry.lab.simulation.scenario import client_address
+from quicferry_lab.simulation.scenario import client_address
+from simulated_pair import AWAY, HOME, RTT, genuine, pair
+from support import SYMMETRIC, named
+
 from quicferry.protocol import ClientMigration, ServerMigration
 
 WINDOW = 20_000

@@ -21,9 +21,9 @@ from aioquic.quic.events import StreamDataReceived
 from http3_pair import GET, OK, POST, Side, both
 from hypothesis import given
 from hypothesis import strategies as st
+from quicferry_lab.simulation import Endpoint, server_configuration
 from simulated_pair import Pair, pair
 
-from quicferry.lab.simulation import Endpoint, server_configuration
 from quicferry.transport import Connection, Http3Connection, sendable_fields
 from quicferry.transport.http3.messages import MAX_FIELDS
 from quicferry.transport.http3.qpack import count_fields

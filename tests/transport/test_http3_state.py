@@ -35,9 +35,9 @@ from aioquic.h3.events import (
 from aioquic.quic import events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quicferry_lab.simulation import Endpoint
 from simulated_pair import Pair, pair
 
-from quicferry.lab.simulation import Endpoint
 from quicferry.transport import (
     Connection,
     Http3Connection,

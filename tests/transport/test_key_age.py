@@ -10,9 +10,9 @@ from unittest.mock import patch
 import pytest
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoContext
+from quicferry_lab.simulation import Exchange, Path
 from simulated_pair import AWAY, HOME, pair
 
-from quicferry.lab.simulation import Exchange, Path
 from quicferry.protocol import MigrationProtocol
 from quicferry.transport import Connection
 from quicferry.transport.key_age import LIFETIME, KeyAge

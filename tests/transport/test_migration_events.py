@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from quicferry_lab.simulation import NatKind, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, RTT, Pair, address, pool
 from support import (
     EXPLICIT,
@@ -16,8 +18,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import NatKind, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     ClientMigration,

@@ -8,10 +8,7 @@ from contextlib import contextmanager
 import pytest
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
-from simulated_pair import HOME, RTT, pair
-from support import EXPLICIT, SYMMETRIC, error_code
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Client,
     Path,
     Responder,
@@ -20,7 +17,10 @@ from quicferry.lab.simulation import (
     client_configuration,
     server_configuration,
 )
-from quicferry.lab.simulation.scenario import client_address
+from quicferry_lab.simulation.scenario import client_address
+from simulated_pair import HOME, RTT, pair
+from support import EXPLICIT, SYMMETRIC, error_code
+
 from quicferry.protocol import (
     ALL_PROTOCOLS,
     SUITE_PARAMETER_ID,

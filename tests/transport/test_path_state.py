@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import Answer, Endpoint, Exchange, Path, SimulatedAddress
 from simulated_pair import AWAY, HOME, RTT, Pair, pool
 from support import (
     EXPLICIT,
@@ -25,7 +26,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Answer, Endpoint, Exchange, Path, SimulatedAddress
 from quicferry.protocol import (
     ClientMigration,
     MigrationProtocol,

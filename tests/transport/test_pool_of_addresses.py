@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import Exchange, NatKind, Path, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, ELSEWHERE, HOME, RTT, Pair, address, pool
 from support import POOL, THIRD, Wire, inject, lose, named, ping, thaw, wait_for_state, wired_pair
 
-from quicferry.lab.simulation import Exchange, NatKind, Path, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

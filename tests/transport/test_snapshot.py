@@ -21,11 +21,11 @@ from aioquic.quic.packet import QuicFrameType
 from aioquic.tls import AlertDescription, Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quicferry_lab.simulation import Answer, Datagram, Endpoint, Exchange, Path, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, Pair, Until, genuine, pair, pool
 from support import wired_pair
 
-from quicferry.lab.simulation import Answer, Datagram, Endpoint, Exchange, Path, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     MigrationCompleted,
     MigrationProtocol,

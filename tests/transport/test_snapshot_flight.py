@@ -15,9 +15,9 @@ from aioquic.quic import events
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.stream import QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Epoch
+from quicferry_lab.simulation import Answer, Exchange, Path, SimulatedAddress
 from simulated_pair import AWAY, HOME, RTT, Pair, pair
 
-from quicferry.lab.simulation import Answer, Exchange, Path, SimulatedAddress
 from quicferry.protocol import MigrationProtocol
 from quicferry.transport import (
     Connection,

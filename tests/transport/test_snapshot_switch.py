@@ -6,10 +6,10 @@ import random
 
 import pytest
 from aioquic.quic import events
+from quicferry_lab.simulation import Answer, Exchange, NatKind, Path, SimulatedAddress
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, HOME, Pair, pair, pool
 
-from quicferry.lab.simulation import Answer, Exchange, NatKind, Path, SimulatedAddress
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import (
     ClientMigration,
     MigrationCompleted,

@@ -9,10 +9,7 @@ from ipaddress import ip_address
 import pytest
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicPreferredAddress
-from simulated_pair import AWAY, HOME, RTT, Pair, address, pair
-from support import EXPLICIT, POOL, SYMMETRIC, SYNCHRONIZED, named, ping, server_for, wired_pair
-
-from quicferry.lab.simulation import (
+from quicferry_lab.simulation import (
     Answer,
     Exchange,
     NatKind,
@@ -24,7 +21,10 @@ from quicferry.lab.simulation import (
     client_configuration,
     server_configuration,
 )
-from quicferry.lab.simulation.invariants import events_of
+from quicferry_lab.simulation.invariants import events_of
+from simulated_pair import AWAY, HOME, RTT, Pair, address, pair
+from support import EXPLICIT, POOL, SYMMETRIC, SYNCHRONIZED, named, ping, server_for, wired_pair
+
 from quicferry.protocol import (
     Address,
     ClientMigration,

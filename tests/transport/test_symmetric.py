@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from aioquic.quic.packet import QuicFrameType
+from quicferry_lab.simulation import Answer, Exchange, NatKind, Path
+from quicferry_lab.simulation.invariants import events_of
 from simulated_pair import AWAY, ELSEWHERE, HOME, RTT, address
 from support import (
     SYMMETRIC,
@@ -18,8 +20,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Answer, Exchange, NatKind, Path
-from quicferry.lab.simulation.invariants import events_of
 from quicferry.protocol import MigrationCompleted, MigrationProtocol
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [SYMMETRIC, SYNCHRONIZED])

@@ -7,6 +7,7 @@ from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quicferry_lab.simulation import SimulatedAddress
 from simulated_pair import AWAY, ELSEWHERE, HOME, RTT, address, genuine, pair, pool
 from support import (
     EXPLICIT,
@@ -25,7 +26,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import SimulatedAddress
 from quicferry.protocol import FrameType, MigrationProtocol, ServerMigration
 
 HOME6: SimulatedAddress = ("2001:db8::1", 4433, 0, 0)

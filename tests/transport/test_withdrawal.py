@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 from aioquic.quic.packet import QuicErrorCode
+from quicferry_lab.simulation import Datagram, NatKind, SimulatedAddress
+from quicferry_lab.simulation.invariants import disagreement, events_of
+from quicferry_lab.simulation.scenario import client_address
 from simulated_pair import AWAY, HOME, Pair, address, pool
 from support import (
     EXPLICIT,
@@ -26,9 +29,6 @@ from support import (
     wired_pair,
 )
 
-from quicferry.lab.simulation import Datagram, NatKind, SimulatedAddress
-from quicferry.lab.simulation.invariants import disagreement, events_of
-from quicferry.lab.simulation.scenario import client_address
 from quicferry.protocol import (
     AnnouncementWithdrawn,
     ClientMigration,

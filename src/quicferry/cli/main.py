@@ -62,7 +62,7 @@ def _failing_in_words() -> Iterator[None]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     examples=(
         "quicferry demo",
-        "quicferry serve quicferry.lab.demo.app:app --bind 127.0.0.1:4433",
+        "quicferry serve quicferry_lab.demo.app:app --bind 127.0.0.1:4433",
         "quicferry fetch https://127.0.0.1:4433/ --insecure --repeat 100 --interval 0.1",
         "quicferry ctl migrate 127.0.0.2:4433",
     ),

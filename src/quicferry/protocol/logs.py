@@ -8,7 +8,7 @@ from .text import printable
 
 LOGGERS = (
     *("quicferry", "quicferry.access", "quicferry.application", "quicferry.cli", "quicferry.io"),
-    *("quicferry.lab", "quicferry.relocation", "quicferry.server"),
+    *("quicferry_lab", "quicferry.relocation", "quicferry.server"),
     *("quic", "http3"),  # aioquic's
 )
 """The loggers in which something may stand that a peer has said."""
