@@ -9,7 +9,7 @@ LAB_VM_ARGS ?= -k copied_ahead tests/lab/test_containers.py
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-CODE := src tests conformance
+CODE := src lab tests conformance
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab-setup lab-test lab-vm check format conformance mutants bench soak fuzz siege docs build clean
@@ -19,14 +19,14 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with quicferry in it, editable, and the tools for its development
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml lab/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'quicferry needs Python 3.11 or newer as $(PYTHON); name another one: make PYTHON=python3.13 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'this Python cannot make virtual environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(VENV_PYTHON) -m pip install --quiet --editable '.[lab]' --group dev
+	$(VENV_PYTHON) -m pip install --quiet --editable . --editable lab --group dev
 	@touch $@
 
 demo: $(READY) ## move a live server while its clients work (DEMO_ARGS="--protocol mixed ...")
@@ -61,11 +61,11 @@ mutants: $(READY) ## try mistakes in the code: do the tests notice? (hours; PART
 	PYTHONPATH=tests nice -n 10 $(VENV_PYTHON) -m mutants $(PART) $(MUTANTS_ARGS)
 
 bench: $(READY) ## measure (BENCH_ARGS="...")
-	$(VENV_PYTHON) -m quicferry_lab.bench $(BENCH_ARGS)
+	$(VENV)/bin/quicferry bench $(BENCH_ARGS)
 
 soak: $(READY) ## hand a server over HANDOVERS times; simulate seeded migrations (SEEDS=10000, 1200..1300 or forever)
-	$(VENV_PYTHON) -m quicferry_lab.soak_handovers --handovers $(HANDOVERS)
-	$(VENV_PYTHON) -m quicferry_lab.soak --seeds $(SEEDS)
+	$(VENV)/bin/quicferry soak handovers --handovers $(HANDOVERS)
+	$(VENV)/bin/quicferry soak migrations --seeds $(SEEDS)
 
 fuzz: $(READY) ## feed everything that listens with inputs from a seed (SECONDS=600 SEED=1 TARGETS="messages ...")
 	cd tests && ../$(VENV_PYTHON) -W ignore -m fuzzing --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
@@ -77,10 +77,11 @@ docs: $(READY) ## draw the state machines from the code, into docs/state-machine
 	$(VENV_PYTHON) -m quicferry_lab.machines > $(READY).machines
 	mv $(READY).machines docs/state-machines.md
 
-build: $(READY) ## build the source distribution and the wheel into dist/
+build: $(READY) ## build the source distributions and the wheels of quicferry and its laboratory into dist/
 	rm -rf dist
 	$(VENV_PYTHON) -m build --quiet
+	$(VENV_PYTHON) -m build --quiet --outdir dist lab
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) build dist src/*.egg-info .conformance .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info lab/build lab/src/*.egg-info .conformance .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

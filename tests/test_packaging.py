@@ -11,12 +11,14 @@ from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
 import pytest
+import quicferry_lab
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import quicferry
 
 PACKAGE = Path(quicferry.__file__).parent
+LABORATORY = Path(str(quicferry_lab.__file__)).parent
 PROJECT = Path(__file__).parent.parent
 
 
@@ -27,8 +29,13 @@ def test_version_is_the_changelogs_newest() -> None:
     assert sorted(released, key=Version, reverse=True) == released
 
 
-def test_types_are_delivered() -> None:
-    assert (PACKAGE / "py.typed").is_file()
+def test_the_laboratory_has_the_same_version() -> None:
+    assert quicferry_lab.__version__ == quicferry.__version__
+
+
+@pytest.mark.parametrize("package", [PACKAGE, LABORATORY])
+def test_types_are_delivered(package: Path) -> None:
+    assert (package / "py.typed").is_file()
 
 
 def test_the_command_exists() -> None:
@@ -36,22 +43,24 @@ def test_the_command_exists() -> None:
     assert callable(script.load())
 
 
-def test_every_imported_library_is_a_declared_dependency() -> None:
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
-    declared = {
-        Requirement(text).name.lower()
-        for part in (project["dependencies"], *extras)
-        for text in part
-    }
+def needs(configuration: Path) -> set[str]:
+    project = tomllib.loads(configuration.read_text(encoding="utf-8"))["project"]
+    return {Requirement(text).name.lower() for text in project["dependencies"]}
+
+
+@pytest.mark.parametrize("package", [PACKAGE, LABORATORY])
+def test_every_imported_library_is_a_declared_dependency(package: Path) -> None:
+    declared = needs(PROJECT / "pyproject.toml")
+    if package == LABORATORY:
+        declared |= needs(PROJECT / "lab/pyproject.toml")
     imported: set[str] = set()
-    for path in PACKAGE.rglob("*.py"):
+    for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported.update(alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
-    libraries = imported - sys.stdlib_module_names - {"quicferry"}
+    libraries = imported - sys.stdlib_module_names - {package.name, "__main__"}
     providers = packages_distributions()
     assert {
         name for name in libraries if declared.isdisjoint(map(str.lower, providers[name]))

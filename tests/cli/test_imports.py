@@ -45,8 +45,10 @@ def packages(modules: set[str], depth: int = 1) -> set[str]:
 def test_what_is_said_at_once_needs_next_to_nothing(arguments: list[str]) -> None:
     call = f"from quicferry.cli import main; main({arguments}, standalone_mode=False)"
     modules = modules_after(call)
-    foreign = packages(modules) - sys.stdlib_module_names - {"quicferry", "click"}
+    foreign = packages(modules) - sys.stdlib_module_names - {"quicferry", "click", "quicferry_lab"}
     assert {name for name in foreign if not name.startswith("_")} == set()
+    laboratory = {name for name in modules if name.startswith("quicferry_lab.")}
+    assert laboratory <= {"quicferry_lab.commands"}  # what it adds is known without it
     ours = packages({name for name in modules if name.startswith("quicferry.")}, 2)
     assert ours == {"quicferry.cli", "quicferry.protocol"}
     assert len(modules) < 150  # an `import click` alone is 60, `import asyncio` 100
@@ -72,9 +74,11 @@ def test_a_server_imports_what_it_serves_with(tmp_path: Path) -> None:
     assert "hypercorn" in modules
     unused = {"dask", "distributed", "hypothesis", "matplotlib", "numpy", "polars", "rich"}
     assert packages(modules) & {*unused, "pytest", "zstandard"} == set()
-    assert packages(modules, 2) & {"quicferry.client", "quicferry_lab"} == set()
-    containers = {f"quicferry.relocation.{name}" for name in ("container", "doctor", "engines")}
-    assert packages(modules, 3) & containers == set()
+    assert packages(modules, 2) & {"quicferry.client"} == set()
+    assert packages(modules) & {"quicferry_lab"} == set()
+    assert "quicferry.relocation.doctor" not in modules
+    containers = {name for name in modules if name.startswith("quicferry.relocation.container.")}
+    assert containers == {"quicferry.relocation.container.suspension_commands"}
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=" ".join)
@@ -83,3 +87,16 @@ def test_summaries_are_those_of_the_commands(path: tuple[str, ...]) -> None:
     assert isinstance(group, Group)
     for name, elsewhere in group.elsewhere.items():
         assert group.commands[name].get_short_help_str(limit=1000) == elsewhere.summary
+
+
+@pytest.mark.parametrize("command", ["bench", "demo", "lab", "soak"])
+def test_without_the_laboratory_its_commands_say_where_they_are(command: str) -> None:
+    program = f"""
+import importlib.metadata
+importlib.metadata.entry_points = lambda **names: ()
+from quicferry.cli import main
+main([{command!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"pip install quicferry-lab" in done.stderr

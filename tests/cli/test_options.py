@@ -13,12 +13,13 @@ from typing import Any
 
 import click
 import pytest
+import quicferry_lab
 from cli.all_commands import GROUPS, LEAVES
 
 import quicferry
 from quicferry.cli.options import Number
 
-SOURCE = Path(quicferry.__file__).parent
+SOURCES = [Path(str(each.__file__)).parent for each in (quicferry, quicferry_lab)]
 TRACED = {"serve", "fetch", "demo", "agent run"}
 CONTROL = {f"ctl {name}" for name in ("imminent", "switch", "wait", "migrate", "status")} | {
     f"ctl {name}" for name in ("abort", "resume", "shutdown")
@@ -29,7 +30,7 @@ CONTROL = {f"ctl {name}" for name in ("imminent", "switch", "wait", "migrate", "
 def values_that_are_read() -> frozenset[str]:
     """Return all names that are read somewhere: of attributes, and keys."""
     names = set()
-    for path in SOURCE.rglob("*.py"):
+    for path in (path for source in SOURCES for path in source.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Attribute(attr=name, ctx=ast.Load()):
@@ -196,13 +197,13 @@ def anywhere() -> set[str]:
 
 SPEAKING = [
     path
-    for path in sorted(SOURCE.rglob("*.py"))
+    for path in sorted(SOURCES[0].rglob("*.py"))
     if path.parent.name != "engines"  # there the options are those of the engines
     and any(map(named_options, messages(path)))
 ]
 
 
-@pytest.mark.parametrize("path", SPEAKING, ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", SPEAKING, ids=lambda path: str(path.relative_to(SOURCES[0])))
 def test_messages_name_options_that_there_are(path: Path) -> None:
     speakers = speakers_of(path)
     for text in messages(path):

@@ -164,16 +164,6 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     assert "no results" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["run", "0"], ["report", "."]], ids=" ".join)
-def test_a_missing_library_is_named(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("quicferry_lab.evaluation")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "polars", None)
-    result = CliRunner().invoke(main, ["lab", *command])
-    assert result.exit_code == 1
-    assert "pip install 'quicferry[lab]'" in result.stderr
-
-
 def test_what_was_not_begun_is_not_begun_after_the_end() -> None:
     runs = load(0).runs(Choices(repetitions=20))
     results = perform_all(runs, jobs=1)

@@ -1,6 +1,6 @@
 """Thousands of seeded migrations; what is checked stands in `quicferry_lab.simulation.play`.
 
-To play one that failed again: ``python -m quicferry_lab.soak --seeds 123..123 --trace``.
+To play one that failed again: ``quicferry soak migrations --seeds 123..123 --trace``.
 """
 
 from __future__ import annotations

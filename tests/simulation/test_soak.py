@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+from click.testing import CliRunner, Result
 from quicferry_lab import soak
 from quicferry_lab.memory import resident_memory
 from quicferry_lab.simulation.coincidences import Moment
@@ -20,6 +20,7 @@ from quicferry_lab.simulation.scenario import (
     draw,
 )
 
+from quicferry.cli import main
 from quicferry.protocol import MigrationProtocol, Policy, Scheduler
 
 
@@ -31,18 +32,28 @@ def test_seeds() -> None:
     assert list(soak.parse_seeds("3")) == [0, 1, 2]
     assert list(soak.parse_seeds("7..9")) == [7, 8, 9]
     assert first(soak.parse_seeds("forever"), 3) == [0, 1, 2]
-    with pytest.raises(argparse.ArgumentTypeError, match="forever"):
+    with pytest.raises(ValueError, match="forever"):
         soak.parse_seeds("all")
 
 
-def test_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--seeds", "30", "--jobs", "2"]) == 0
-    captured = capsys.readouterr()
-    assert "30 seeds" in captured.out
-    assert " 0 failed" in captured.out
-    assert "migrations per second" in captured.out
-    assert "memory grew" in captured.out
-    assert "25 seeds" in captured.err
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["soak", "migrations", *arguments])
+
+
+def test_success() -> None:
+    done = run("--seeds", "30", "--jobs", "2")
+    assert done.exit_code == 0
+    assert "30 seeds" in done.stdout
+    assert " 0 failed" in done.stdout
+    assert "migrations per second" in done.stdout
+    assert "memory grew" in done.stdout
+    assert "25 seeds" in done.stderr
+
+
+def test_wrong_seeds() -> None:
+    done = run("--seeds", "all")
+    assert done.exit_code == 2
+    assert "give N, A..B, or forever" in done.stderr
 
 
 def result(*failures: soak.Failure, memory: int = 100 << 20) -> soak.Result:
@@ -67,14 +78,15 @@ def test_failure_names_the_seed_and_how_to_play_it_again(
     output = capsys.readouterr().out
     assert "seed 12 failed: InvariantError: the sky is green" in output
     assert "Scenario(seed=12" in output
-    assert "python -m quicferry_lab.soak --seeds 12..12 --trace" in output
+    assert "quicferry soak migrations --seeds 12..12 --trace" in output
     assert "50 seeds, 60 migrations, 1 failed" in output
     assert "the slowest took 0.500 s (seed 7)" in output
 
 
-def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--seeds", "1..1", "--trace"]) == 0
-    output = capsys.readouterr().out
+def test_trace() -> None:
+    done = run("--seeds", "1..1", "--trace")
+    assert done.exit_code == 0
+    output = done.stdout
     assert "------ imminent: " in output
     assert "------ freeze" in output or "------ abort" in output
     assert "migration:migration_ready" in output

@@ -206,9 +206,11 @@ def test_plain_configuration_is_migration_off() -> None:
     assert connection.next_migration_event() is None
 
 
-def test_configuration_is_aioquics_with_one_more_field() -> None:
+def test_configuration_is_aioquics_with_a_few_more_fields() -> None:
     ours = set(inspect.signature(Configuration).parameters)
-    assert ours - set(inspect.signature(QuicConfiguration).parameters) == {"server_migration"}
+    limits = {"max_header_size", "max_header_fields", "max_streams"}
+    more = ours - set(inspect.signature(QuicConfiguration).parameters)
+    assert more == {"server_migration", *limits}
     assert Configuration().server_migration is None
 
 
@@ -276,7 +278,7 @@ def test_contract_is_complete() -> None:
     folder = FilePath(transport.__file__).parent
     used: set[str] = set()
     own: set[str] = set()
-    for path in [*folder.glob("*.py"), *(folder.parent / "protocol").glob("*.py")]:
+    for path in [*folder.rglob("*.py"), *(folder.parent / "protocol").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):

@@ -12,9 +12,9 @@ from quicferry.server import synchronisation
 _HEAD = """# The migration state machines
 
 Made by `make docs` from the tables in `quicferry.protocol.client_table` and `.server_table`,
-`quicferry.server.synchronisation`, `quicferry.relocation.ownership.source` and `.destination`; the rules
-behind them stand at the head of these files. In the diagrams, what changes nothing is left out; an
-arrow reads *input / actions*. An empty cell of a table means: ignored.
+`quicferry.server.synchronisation`, `quicferry.relocation.ownership.source` and `.destination`; the
+rules behind them stand at the head of these files. In the diagrams, what changes nothing is left
+out; an arrow reads *input / actions*. An empty cell of a table means: ignored.
 """
 
 

@@ -1,4 +1,4 @@
-"""Plays simulated migrations for as long as one likes: ``python -m quicferry_lab.soak``.
+"""Plays simulated migrations for as long as one likes: `quicferry soak migrations`.
 
 Each seed is one scenario (see `quicferry_lab.simulation.scenario`). A seed that fails is printed
 with its scenario and the command that plays it again; ``--trace`` then shows what both sides did.
@@ -6,7 +6,6 @@ with its scenario and the command that plays it again; ``--trace`` then shows wh
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import os
@@ -47,7 +46,7 @@ class Failure:
         return (
             f"seed {self.seed} failed: {self.error}\n"
             f"{pprint.pformat(draw(self.seed, self.peer), width=100, indent=1)}\n"
-            f"to play it again: python -m quicferry_lab.soak --seeds {self.seed}..{self.seed} "
+            f"to play it again: quicferry soak migrations --seeds {self.seed}..{self.seed} "
             f"{peer}--trace"
         )
 
@@ -107,14 +106,18 @@ def play_seeds(seeds: Iterable[int], peer: Peer = Peer.OURS) -> Result:
 
 
 def parse_seeds(text: str) -> Iterable[int]:
-    """The seeds that ``N`` (0 to N - 1), ``A..B`` (both included) or ``forever`` stand for."""
+    """The seeds that ``N`` (0 to N - 1), ``A..B`` (both included) or ``forever`` stand for.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
     if text == "forever":
         return itertools.count()
     first, dots, last = text.partition("..")
     try:
         return range(int(first), int(last) + 1) if dots else range(int(first))
     except ValueError:
-        raise argparse.ArgumentTypeError("give N, A..B, or forever") from None
+        raise ValueError("give N, A..B, or forever") from None
 
 
 def trace(seed: int, peer: Peer = Peer.OURS) -> None:
@@ -188,7 +191,8 @@ def _chunks(seeds: Iterable[int]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _results(seeds: Iterable[int], jobs: int, peer: Peer) -> Iterator[Result]:
+def play_all(seeds: Iterable[int], jobs: int, peer: Peer) -> Iterator[Result]:
+    """Play seeds in so many processes, and yield what these report."""
     if jobs == 1:
         yield from (play_seeds(chunk, peer) for chunk in _chunks(seeds))
         return
@@ -200,36 +204,3 @@ def _results(seeds: Iterable[int], jobs: int, peer: Peer) -> Iterator[Result]:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m quicferry_lab.soak", description=__doc__)
-    parser.add_argument(
-        "--seeds", type=parse_seeds, default=range(1000), help="N, A..B, or forever"
-    )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--peer",
-        type=Peer,
-        default=Peer.OURS,
-        choices=Peer,
-        metavar="|".join(peer.value for peer in Peer),
-        help="let one side behave as the thesis's implementation does",
-    )
-    parser.add_argument(
-        "--trace", action="store_true", help="play one after the other, and print what happens"
-    )
-    options = parser.parse_args(arguments)
-    if options.trace:
-        for seed in options.seeds:
-            trace(seed, options.peer)
-        return 0
-    try:
-        return report(_results(options.seeds, options.jobs, options.peer))
-    except KeyboardInterrupt:
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Hands a server over again and again under load: ``python -m quicferry_lab.soak_handovers``.
+"""Hands a server over again and again under load: `quicferry soak handovers`.
 
 The demo's server goes to and fro between two agents, each a process of its own, while clients send
 requests and check every byte. No request may fail, and the agents' memory must not grow.
@@ -6,14 +6,11 @@ requests and check every byte. No request may fail, and the agents' memory must 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quicferry.protocol import QuicferryError
 from quicferry_lab.demo.orchestrator import run_demo
 from quicferry_lab.demo.results import ClientProgress, DemoResult
 from quicferry_lab.demo.settings import Settings
@@ -74,30 +71,22 @@ def report(result: DemoResult) -> int:
 _SILENT = ("freeze", "transfer", "thaw", "switch", "commit")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quicferry_lab.soak_handovers", description=__doc__
-    )
-    parser.add_argument("--handovers", type=int, default=200, help="how many; at least 8")
-    parser.add_argument("--clients", type=int, default=5)
-    options = parser.parse_args(arguments)
-    round_trips = max(4, options.handovers // 2)
+def hand_over(handovers: int, clients: int) -> DemoResult:
+    """Move a server so often.
+
+    Args:
+        handovers: How many; at least 8.
+        clients: How many send requests meanwhile.
+
+    Raises:
+        QuicferryError: If a process of the demo fails.
+    """
+    round_trips = max(4, handovers // 2)
     settings = Settings(
-        clients=options.clients,
+        clients=clients,
         round_trips=round_trips,
         duration=2 * round_trips * SECONDS_EACH,
         before=PATH,
         after=PATH,
     )
-    try:
-        return report(asyncio.run(run_demo(settings, _Progress(settings.relocations))))
-    except QuicferryError as exc:
-        print(f"FAILED: {exc}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return asyncio.run(run_demo(settings, _Progress(settings.relocations)))

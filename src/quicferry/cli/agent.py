@@ -98,7 +98,7 @@ patience_option = click.option(
     ),
     elsewhere={
         "receive": Elsewhere(
-            "agent_receive",
+            ".agent_receive",
             "receive",
             "Receive containers that are moved here by `quicferry migrate`; to be run as root.",
         ),

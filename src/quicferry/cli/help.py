@@ -90,7 +90,7 @@ class Elsewhere:
     """A command that is imported when it is called.
 
     Attributes:
-        module: The module of `quicferry.cli` that it is in.
+        module: The module that it is in, with a dot in front if that is one of `quicferry.cli`.
         name: Its name there.
         summary: The first sentence of its help.
     """
@@ -101,7 +101,7 @@ class Elsewhere:
 
     def load(self) -> click.Command:
         """Import it."""
-        command = getattr(import_module(f"quicferry.cli.{self.module}"), self.name)
+        command = getattr(import_module(self.module, __package__), self.name)
         assert isinstance(command, click.Command), f"{self.name} is a command"
         return command
 

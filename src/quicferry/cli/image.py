@@ -59,7 +59,7 @@ class _Next:
 @click.command(
     cls=Command,
     examples=(
-        "quicferry image quicferry_lab.demo.app:app --out /var/lib/demo",
+        "quicferry image app:app --source . --out /var/lib/site",
         "quicferry image shop.asgi:app --out /var/lib/shop --source ~/shop --requirements "
         "~/shop/requirements.txt",
         "quicferry image app:app --out /var/lib/site --source . --base /srv/trixie -- "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import click
@@ -18,8 +19,40 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell would report it."""
 
 
+PLUGGED = "quicferry.commands"
+"""The entry points of other distributions; each is a mapping from names to `Elsewhere`."""
+_OF_THE_LABORATORY = ("bench", "demo", "lab", "soak")
+
+
 class _Commands(Group):
-    """A group whose commands fail with one line on stderr, never with a traceback."""
+    """A group whose commands fail with one line on stderr, never with a traceback.
+
+    Other distributions add commands to it; they are looked for where they are needed.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._plug_in()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            self._plug_in()
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in _OF_THE_LABORATORY:
+            raise click.UsageError(
+                f"'{cmd_name}' is a command of the laboratory, which is not installed: "
+                "pip install quicferry-lab",
+                ctx,
+            )
+        return found
+
+    @cache  # noqa: B019 (there is one group)
+    def _plug_in(self) -> None:
+        from importlib.metadata import entry_points  # takes longer than most commands' parsing
+
+        for point in entry_points(group=PLUGGED):
+            for name, command in point.load().items():
+                self.elsewhere.setdefault(name, command)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _failing_in_words():
@@ -61,47 +94,36 @@ def _failing_in_words() -> Iterator[None]:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     examples=(
-        "quicferry demo",
-        "quicferry serve quicferry_lab.demo.app:app --bind 127.0.0.1:4433",
+        "quicferry serve app:app --bind 127.0.0.1:4433",
         "quicferry fetch https://127.0.0.1:4433/ --insecure --repeat 100 --interval 0.1",
         "quicferry ctl migrate 127.0.0.2:4433",
     ),
     elsewhere={
         "serve": Elsewhere(
-            "serve", "serve", "Serve the ASGI application APP (module:attribute) over HTTP/3."
+            ".serve", "serve", "Serve the ASGI application APP (module:attribute) over HTTP/3."
         ),
-        "fetch": Elsewhere("fetch", "fetch", "Fetch URL (https://host[:port]/path) over HTTP/3."),
-        "ctl": Elsewhere("ctl", "ctl", "Tell a running server to move, or ask how it is."),
+        "fetch": Elsewhere(".fetch", "fetch", "Fetch URL (https://host[:port]/path) over HTTP/3."),
+        "ctl": Elsewhere(".ctl", "ctl", "Tell a running server to move, or ask how it is."),
         "agent": Elsewhere(
-            "agent",
+            ".agent",
             "agent",
             "Wait on a host for servers that are moved there by `quicferry migrate`.",
         ),
         "migrate": Elsewhere(
-            "migrate",
+            ".migrate",
             "migrate",
             "Move a server to another process or host; its clients stay connected.",
         ),
         "image": Elsewhere(
-            "image",
+            ".image",
             "image",
             "Make of the ASGI application APP (module:attribute) what a container engine runs.",
         ),
         "doctor": Elsewhere(
-            "doctor",
+            ".doctor",
             "doctor",
             "Say how servers can be moved from and to this host, what is missing, and how to get "
             "it.",
-        ),
-        "demo": Elsewhere(
-            "demo",
-            "demo",
-            "Move a live HTTP/3 server under load, on real sockets, and check that nobody notices.",
-        ),
-        "lab": Elsewhere(
-            "lab",
-            "lab",
-            "Hosts made of namespaces, with emulated links between them: to try and to measure.",
         ),
     },
     epilog="Exit status: 0 success, 1 failure, 2 wrong usage; `quicferry fetch` has a few more.",

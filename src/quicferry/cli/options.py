@@ -6,8 +6,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -33,7 +32,6 @@ logger = logging.getLogger("quicferry.cli")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROTOCOL_NAMES = tuple(protocol_name(protocol) for protocol in MigrationProtocol)
-LAB_LIBRARIES = ("dask", "distributed", "polars")
 
 
 class Number(click.FloatRange):
@@ -124,19 +122,6 @@ def json_option(command: Command) -> Command:
         is_flag=True,
         help="Write JSON, one object per line, to stdout, and nothing else there.",
     )(command)
-
-
-@contextmanager
-def lab_extra() -> Iterator[None]:
-    """Say what to install where one of the evaluation's libraries is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if exc.name not in LAB_LIBRARIES:
-            raise
-        raise click.ClickException(
-            f"this needs {exc.name}, which is not installed: pip install 'quicferry[lab]'"
-        ) from exc
 
 
 class SecretsLogError(QuicferryError):

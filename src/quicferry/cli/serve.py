@@ -38,7 +38,7 @@ DEFAULT_BIND = "127.0.0.1:4433"
 @click.command(
     cls=Command,
     examples=(
-        "quicferry serve quicferry_lab.demo.app:app",
+        "quicferry serve app:app",
         "quicferry serve shop.asgi:application --bind 0.0.0.0:443 --cert chain.pem --key key.pem",
         "quicferry serve app:app --bind 192.0.2.6:443 --bind [2001:db8::6]:443",
         "quicferry serve app:app --pool 192.0.2.7:443 --pool 198.51.100.9:443",

@@ -28,7 +28,8 @@ _CONNECTION = """
     _close_pending _confirm_handshake _cryptos _datagrams_pending _events _find_preferred_address
     _flush_builder
     _consume_peer_cid _handle_crypto_frame
-    _handle_path_response_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
+    _handle_path_response_frame _handle_stream_frame _write_reset_stream_frame
+    _write_stop_sending_frame _handshake_complete _handshake_confirmed _host_cids _idle_timeout
     _initialize _is_client _local_active_connection_id_limit _local_initial_source_connection_id
     _loss _loss_at
     _max_datagram_size _network_paths _on_path_challenge_delivery _packet_number

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+
+from quicferry.cli.help import Command
+from quicferry.cli.options import Number, qlog_option
+from quicferry.protocol import Policy, Scheduler
 from quicferry_lab.demo.display import Display, print_result
 from quicferry_lab.demo.orchestrator import run_demo
 from quicferry_lab.demo.results import DemoResult
@@ -24,11 +29,6 @@ from quicferry_lab.demo.settings import (
     default_rate,
 )
 from quicferry_lab.emulation import PathSpec
-from rich.console import Console
-
-from quicferry.cli.help import Command
-from quicferry.cli.options import Number, qlog_option
-from quicferry.protocol import Policy, Scheduler
 
 SMALLEST_MIX = len(PROTOCOL_NAMES) + 1
 PLOT_FORMATS = (".pdf", ".png", ".svg")

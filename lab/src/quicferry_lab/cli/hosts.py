@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
-from quicferry_lab.hosts import needs, rootfs
 
 from quicferry.cli.help import Command
+from quicferry_lab.hosts import needs, rootfs
 
 
 @click.command(

@@ -16,41 +16,45 @@ from quicferry.cli.help import Elsewhere, Group
     ),
     elsewhere={
         "setup": Elsewhere(
-            "lab_hosts",
+            "quicferry_lab.cli.hosts",
             "setup",
             "Make the system that the laboratory's hosts run: Debian with CRIU, runc and Podman.",
         ),
         "calibrate": Elsewhere(
-            "lab_measure",
+            "quicferry_lab.cli.measure",
             "calibrate_command",
             "Measure the laboratory itself: its links, and its simulation.",
         ),
         "containers": Elsewhere(
-            "lab_measure",
+            "quicferry_lab.cli.measure",
             "containers",
             "Measure relocations of real containers, beside the thesis's figures.",
         ),
         "clean": Elsewhere(
-            "lab_hosts",
+            "quicferry_lab.cli.hosts",
             "clean",
             "Remove what `quicferry lab setup` has made; no host may be running.",
         ),
         "ratios": Elsewhere(
-            "lab_ratios",
+            "quicferry_lab.cli.ratios",
             "ratios",
             "Compare the techniques that move a container: each one's times as a ratio to cold's.",
         ),
-        "run": Elsewhere("lab_run", "run", "Carry out experiments of the evaluation, 0 to 6."),
+        "run": Elsewhere(
+            "quicferry_lab.cli.run", "run", "Carry out experiments of the evaluation, 0 to 6."
+        ),
         "sweep": Elsewhere(
-            "lab_sweep", "sweep", "Run every combination of lists of parameters, in the simulation."
+            "quicferry_lab.cli.sweep",
+            "sweep",
+            "Run every combination of lists of parameters, in the simulation.",
         ),
         "report": Elsewhere(
-            "lab_run",
+            "quicferry_lab.cli.run",
             "report",
             "Make a page of what `quicferry lab run` has found, beside what the thesis has.",
         ),
         "vm": Elsewhere(
-            "lab_vm",
+            "quicferry_lab.cli.vm",
             "vm",
             "A virtual machine with Debian's own kernel, for what this machine's kernel cannot do.",
         ),

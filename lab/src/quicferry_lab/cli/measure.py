@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import click
+
+from quicferry.cli.help import Command
 from quicferry_lab.bench.report import Figure, as_json
 from quicferry_lab.containers.figures import measure
 from quicferry_lab.evaluation.comparison import compare
 from quicferry_lab.hosts.calibrate import calibrate
-
-from quicferry.cli.help import Command
 
 _PARTS = {"links": calibrate, "simulation": compare}
 """What can be calibrated, in order."""

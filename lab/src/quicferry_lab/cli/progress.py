@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Self
 
 import click
-from quicferry_lab.evaluation.result import Result
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from quicferry_lab.evaluation.result import Result
 
 _LINE_INTERVAL = 30.0
 

@@ -10,12 +10,12 @@ from contextlib import aclosing
 from pathlib import Path
 
 import click
+
+from quicferry.cli.help import Command
 from quicferry_lab.cli.run import ended_by_sigterm, output_console, summary_table
 from quicferry_lab.containers.figures import has_soft_dirty
 from quicferry_lab.evaluation import ratios as comparison
 from quicferry_lab.evaluation.ratios import Sample, Trial
-
-from quicferry.cli.help import Command
 
 
 @click.command(

@@ -14,19 +14,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from quicferry.cli.help import Command
+from quicferry.cli.options import Number
+from quicferry.relocation import Technique
 from quicferry_lab.bench.report import as_json
 from quicferry_lab.cli.progress import RunsProgress
 from quicferry_lab.containers.figures import has_soft_dirty
 from quicferry_lab.evaluation.experiment import Choices, Experiment, load
 from quicferry_lab.evaluation.perform import keep_missing, perform_all
 from quicferry_lab.evaluation.run import Backend, Run
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from quicferry.cli.help import Command
-from quicferry.cli.options import Number, lab_extra
-from quicferry.relocation import Technique
 
 if TYPE_CHECKING:
     from quicferry_lab.evaluation.store import Settings, Tables
@@ -146,8 +146,8 @@ def run(
         planned = [(experiment, _possible(runs)) for experiment, runs in planned]
         if not all(runs for _, runs in planned):
             raise click.ClickException("nothing is left to run on this kernel")
-    with lab_extra():
-        from quicferry_lab.evaluation.store import check_settings
+    from quicferry_lab.evaluation.store import check_settings
+
     for experiment, _ in planned:
         check_settings(_folder(experiment, choices, out), _settings(experiment, choices))
     if jobs is None:
@@ -187,9 +187,9 @@ def report(*, folder: Path, as_array: bool) -> None:
     DIR/report.html is one file with everything in it; DIR/pictures has its pictures as PNG and SVG.
     The figures that are promised are printed. The exit status is 1 if one of them is missed.
     """
-    with lab_extra():
-        from quicferry_lab.evaluation import bounds, store
-        from quicferry_lab.evaluation import report as made
+    from quicferry_lab.evaluation import bounds, store
+    from quicferry_lab.evaluation import report as made
+
     found = store.find(folder)
     if not found:
         raise click.ClickException(f"{folder} has no results of `quicferry lab run` or `sweep`")
@@ -258,8 +258,8 @@ def _carry_out(
     experiment: Experiment, runs: Sequence[Run], choices: Choices, out: Path, jobs: int
 ) -> Tables:
     """Carry out what is not there yet; return the results of all these runs."""
-    with lab_extra():
-        from quicferry_lab.evaluation.store import Store, read
+    from quicferry_lab.evaluation.store import Store, read
+
     settings = _settings(experiment, choices)
     click.echo(f"experiment {experiment.number}: {experiment.title}", err=True)
     with Store(_folder(experiment, choices, out), settings, runs) as store:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from quicferry.cli.help import Command
+from quicferry.cli.options import PROTOCOL_NAMES
+from quicferry.protocol import Policy, Scheduler
+from quicferry.relocation import Technique
 from quicferry_lab.cli.progress import RunsProgress
 from quicferry_lab.cli.run import RESULTS, ended_by_sigterm, output_console, summary_table
 from quicferry_lab.evaluation.perform import keep_missing
 from quicferry_lab.evaluation.result import Result
 from quicferry_lab.evaluation.run import Backend, Run, Script
 from quicferry_lab.evaluation.sweep import EXPERIMENTS, Axes, BothPaths, Sweep, plan
-
-from quicferry.cli.help import Command
-from quicferry.cli.options import PROTOCOL_NAMES, lab_extra
-from quicferry.protocol import Policy, Scheduler
-from quicferry.relocation import Technique
 
 Value = TypeVar("Value")
 
@@ -290,9 +290,8 @@ def sweep(
 
 def _carry_out(planned: Sweep, scheduler: str | None, workers: int, out: Path) -> None:
     """Carry out what is not there yet."""
-    with lab_extra():
-        from quicferry_lab.evaluation.cluster import existing_cluster, local_cluster, perform_on
-        from quicferry_lab.evaluation.store import Settings, Store
+    from quicferry_lab.evaluation.cluster import existing_cluster, local_cluster, perform_on
+    from quicferry_lab.evaluation.store import Settings, Store
 
     def perform_these(missing: Sequence[Run]) -> Generator[Result]:
         if scheduler is None:
@@ -314,9 +313,9 @@ def _carry_out(planned: Sweep, scheduler: str | None, workers: int, out: Path) -
 
 def _tell(planned: Sweep, out: Path, *, as_array: bool) -> None:
     """Print what has been found, and exit with 1 if a run has failed."""
-    with lab_extra():
-        from quicferry_lab.evaluation import store
-        from quicferry_lab.evaluation.groups import ALWAYS, groups
+    from quicferry_lab.evaluation import store
+    from quicferry_lab.evaluation.groups import ALWAYS, groups
+
     tables = store.read(out).only(planned.runs)
     rows = groups(tables)
     if as_array:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from quicferry_lab import vm as machines
 
 from quicferry.cli.help import Command, Group
 from quicferry.cli.options import Number
+from quicferry_lab import vm as machines
 
 _REPORT = "/tmp/report.xml"
 

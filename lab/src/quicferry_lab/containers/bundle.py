@@ -6,10 +6,10 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
-import quicferry
 from quicferry.protocol import Address
 from quicferry.relocation.container.image import Application, make_bundle
 from quicferry.server import self_signed
@@ -59,16 +59,21 @@ def _make(folder: Path, hosts: tuple[str, ...], pool: tuple[str, ...], root: Pat
     (folder / CERTIFICATE).write_bytes(certificate)
     (folder / "key.pem").touch(mode=0o600)
     (folder / "key.pem").write_bytes(key)
-    application = Application(
-        APPLICATION,
-        certificate=folder / CERTIFICATE,
-        key=folder / "key.pem",
-        bind=Address.parse(f"0.0.0.0:{_PORT}"),
-        options=tuple(word for address in pool for word in ("--pool", address)),
-        memory=0,  # a machine may have the controllers elsewhere than in the hosts' hierarchy
-        processes=0,
-    )
-    make_bundle(folder / NAME, application, name=NAME, base=root)
+    with tempfile.TemporaryDirectory() as source:
+        _, package = rootfs.packages()
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, Path(source) / package.name, ignore=ignored)
+        application = Application(
+            APPLICATION,
+            source=Path(source),
+            certificate=folder / CERTIFICATE,
+            key=folder / "key.pem",
+            bind=Address.parse(f"0.0.0.0:{_PORT}"),
+            options=tuple(word for address in pool for word in ("--pool", address)),
+            memory=0,  # a machine may have the controllers elsewhere than in the hosts' hierarchy
+            processes=0,
+        )
+        make_bundle(folder / NAME, application, name=NAME, base=root)
 
 
 def _remove_former() -> None:
@@ -80,8 +85,9 @@ def _remove_former() -> None:
 
 
 def _state_of_the_code(pool: tuple[str, ...]) -> str:
-    package = Path(quicferry.__file__).parent
     digest = hashlib.sha256(" ".join(pool).encode())
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    for package in rootfs.packages():
+        for path in sorted(package.rglob("*.py")):
+            name = str(path.relative_to(package.parent))
+            digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -153,7 +153,7 @@ async def _make_store(folder: Path) -> None:
 _IMPORT = """
 import sys
 from pathlib import Path
-from quicferry.relocation.image import import_bundle
+from quicferry.relocation.container.image import import_bundle
 import_bundle(Path(sys.argv[1]), name=sys.argv[2])
 """
 

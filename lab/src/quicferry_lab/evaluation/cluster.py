@@ -24,22 +24,23 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, wait
 
-import quicferry
 from quicferry_lab.evaluation.perform import perform
 from quicferry_lab.evaluation.result import Result
 from quicferry_lab.evaluation.run import Run
 from quicferry_lab.evaluation.sweep import SweepError
+from quicferry_lab.hosts.rootfs import packages
 
 _COMPARED = ("quicferry", "aioquic")
 _SOURCES = (
-    *("protocol", "transport", "server", "lab/simulation", "lab/evaluation/simulated"),
-    *("lab/evaluation/workload.py", "lab/evaluation/run.py", "lab/evaluation/data"),
+    *("quicferry/protocol", "quicferry/transport", "quicferry/server"),
+    *("quicferry_lab/simulation", "quicferry_lab/evaluation/simulated"),
+    *("quicferry_lab/evaluation/workload.py", "quicferry_lab/evaluation/run.py"),
+    "quicferry_lab/evaluation/data",
 )
 """Folders and files that the outcome of a run in the simulation depends on."""
 
@@ -279,13 +280,14 @@ def _compare(versions: dict[str, Any]) -> None:
 @cache
 def source_digest() -> str:
     """Return a digest of all of quicferry's source that a run in the simulation depends on."""
-    package = Path(quicferry.__file__).parent
+    folders = {package.name: package.parent for package in packages()}
     digest = hashlib.sha256()
     for source in _SOURCES:
-        place = package / source
+        folder = folders[source.partition("/")[0]]
+        place = folder / source
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.suffix in (".py", ".csv"):
-                digest.update(f"{path.relative_to(package)} ".encode())
+                digest.update(f"{path.relative_to(folder)} ".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -18,11 +18,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import IO, Any
 
-import quicferry
 from quicferry_lab.hosts import programs
 from quicferry_lab.hosts.errors import LabError
 from quicferry_lab.hosts.programs import Done
-from quicferry_lab.hosts.rootfs import SOURCE, directory
+from quicferry_lab.hosts.rootfs import SOURCE, directory, packages
 from quicferry_lab.patience import patient
 
 _SCRIPTS = Path(__file__).parent
@@ -235,7 +234,6 @@ def _orders(settings: HostSettings) -> dict[str, Any]:
     _AREA.mkdir(mode=0o700, exist_ok=True)
     bytecode = directory() / "bytecode"
     bytecode.mkdir(parents=True, exist_ok=True)
-    package = Path(quicferry.__file__).parent
     return {
         "name": settings.name,
         "area": str(_AREA),
@@ -243,7 +241,7 @@ def _orders(settings: HostSettings) -> dict[str, Any]:
         "run_size": settings.run_size,
         "has_cgroup": settings.cgroup is not None,
         "binds": [
-            (str(package), f"{SOURCE}/{package.name}", "ro"),
+            *((str(package), f"{SOURCE}/{package.name}", "ro") for package in packages()),
             (str(bytecode), _BYTECODE, "rw"),
             *((str(path), inside, "ro") for inside, path in settings.folders.items()),
         ],

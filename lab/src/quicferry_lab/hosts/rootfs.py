@@ -24,6 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import quicferry
+import quicferry_lab
 from quicferry.relocation.container.image import ImageError
 from quicferry.relocation.container.image.debian import KEYRING, find_mirror, make_debian
 from quicferry_lab.hosts.errors import LabError
@@ -98,6 +100,11 @@ def directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/quicferry/lab")
     return Path.home() / ".cache" / "quicferry" / "lab"
+
+
+def packages() -> tuple[Path, ...]:
+    """Return where quicferry and its laboratory are that run here."""
+    return tuple(Path(str(each.__file__)).parent for each in (quicferry, quicferry_lab))
 
 
 def find() -> Path:

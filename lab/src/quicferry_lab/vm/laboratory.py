@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-import quicferry
 from quicferry_lab.containers.bundle import prepare_bundle
 from quicferry_lab.containers.deployment import deploy
 from quicferry_lab.containers.site import POOL
@@ -44,12 +42,13 @@ async def laboratory(*, counts: bool = False) -> AsyncIterator[VirtualMachine]:
         LabError: If the virtual machine has not been made, or does not start.
         ImageError: If something for it cannot be made.
     """
-    package = Path(quicferry.__file__).parent
-    tree = package.parent.parent
+    packages = rootfs.packages()
+    tree = packages[0].parent.parent
     root = rootfs.find()
     bundle = await asyncio.to_thread(prepare_bundle, (SOURCE, DESTINATION), POOL)
     await deploy("podman", bundle)  # its store of images cannot be made there either
-    folders = {"quicferry/src/quicferry": package, f"{_LAB}/{bundle.name}": bundle}
+    folders = {f"quicferry/src/{package.name}": package for package in packages}
+    folders[f"{_LAB}/{bundle.name}"] = bundle
     compiled = rootfs.directory() / _BYTECODE
     compiled.mkdir(exist_ok=True)
     folders[_BYTECODE] = compiled

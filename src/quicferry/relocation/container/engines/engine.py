@@ -3,7 +3,7 @@
 An engine is an existing program (runc, Podman) that is driven through its command line. Each end of
 a relocation sees one container of it: the source a `SourceContainer`, which is stopped and written
 to *images*, and the destination a `DestinationContainer`, which is made of them. Images are files
-in a directory in memory (`relocation.images`), which are carried to the other host while they are
+in a directory in memory (`container.images`), which are carried to the other host while they are
 being written. Their names and their layout are the engine's own business.
 
 The order of calls at the source, where only `dump` or `dump_lazily` stops the container::

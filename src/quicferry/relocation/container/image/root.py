@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.resources import files
 from pathlib import Path
 
 from .application import LIBRARY_FOLDER, NOBODY, PATH, SOURCE_FOLDER, TLS_FOLDER, Application
@@ -182,7 +183,7 @@ def _copy_base(base: Path, root: Path) -> None:
 
 def _install(root: Path, application: Application, python: Python, dependencies: list[str]) -> None:
     library = _folder(root, LIBRARY_FOLDER)
-    package = Path(__file__).parents[2]
+    package = Path(str(files("quicferry")))
     shutil.copytree(package, library / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     wanted = [f"--platform={platform}" for platform in python.platforms]
     more: list[str | Path] = []

@@ -1,0 +1,1 @@
+"""The commands of the laboratory, which `quicferry` has where the laboratory is installed."""
