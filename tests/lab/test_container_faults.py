@@ -17,6 +17,7 @@ import pytest
 from lab.stepping import steps
 from quicferry_lab.containers import Settings, Site
 from quicferry_lab.containers.site import Load
+from quicferry_lab.demo.processes import Child
 from quicferry_lab.hosts import Host
 
 from quicferry.relocation import Technique
@@ -205,12 +206,18 @@ async def test_whoever_moves_it_is_killed(technique: Technique, step: str) -> No
         await no_copy_is_left(site)
 
 
+async def killed(agent: Child) -> None:
+    """Kill an agent, and wait until it is gone: in its last moment it may hear of a commit."""
+    agent.kill()
+    await agent.end()
+
+
 @TECHNIQUES
 @pytest.mark.parametrize("step", ["freeze", "thaw", "commit"])
 async def test_the_agent_is_killed(technique: Technique, step: str) -> None:
     async with serving(technique) as (site, load), steps(site) as moving:
         await moving.until(step)
-        site.agents[site.destination].kill()
+        await killed(site.agents[site.destination])
         reporting = asyncio.create_task(moving.report())
         await site.start_agent(site.destination)  # it removes the copy that nobody waits for
         report = await reporting
@@ -224,7 +231,7 @@ async def test_podman_goes_on_from_its_own_checkpoint() -> None:
         await moving.until("thaw")
         running = ["podman", "ps", "--quiet"]
         assert (await site.source.run(running)).stdout == ""
-        site.agents[site.destination].kill()
+        await killed(site.agents[site.destination])
         report = await moving.report()
         assert report["outcome"] == "rolled-back", report
         await site.start_agent(site.destination)  # it removes the images that nobody waits for
