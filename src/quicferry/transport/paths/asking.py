@@ -52,6 +52,7 @@ class Pace:
     def __init__(self, connection: QuicConnection) -> None:
         self._connection = connection
         self._delivered: set[int] = {0}
+        self._provided = 0
         self._asked: dict[NetworkAddress, _Asked] = {}
 
     def connection_id_delivered(self, sequence_number: int) -> None:
@@ -65,11 +66,20 @@ class Pace:
         return sum(cid.sequence_number in self._delivered for cid in own) - 1
 
     def connection_id_to_provide(self) -> QuicConnectionId | None:
-        """Return one to be sent along with a challenge, where the server may have none to spend."""
+        """Return one to be sent along with a challenge, where the server may have none to spend.
+
+        Each challenge brings another one, by turns: two of them may cost the server one each before
+        it can acknowledge the first.
+        """
         if self._spare_connection_ids() >= _FEW_CONNECTION_IDS:
             return None
         own = self._connection._host_cids
-        return next((cid for cid in own if cid.sequence_number not in self._delivered), None)
+        missing = [cid for cid in own if cid.sequence_number not in self._delivered]
+        later = [cid for cid in missing if cid.sequence_number > self._provided]
+        chosen = next(iter(later or missing), None)
+        if chosen is not None:
+            self._provided = chosen.sequence_number
+        return chosen
 
     def interval(self, source: NetworkAddress) -> float:
         """Return how many seconds there have to be between two challenges of an address.
