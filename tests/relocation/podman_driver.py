@@ -29,6 +29,7 @@ class Driver:
     """
 
     def __init__(self, image: str, name: str) -> None:
+        self._image = image
         self._engine = Podman(image)
         self._name = name
         self._container: Container | None = None
@@ -37,6 +38,8 @@ class Driver:
     async def take(self, step: str) -> None:
         """Take a step."""
         match step, self._container:
+            case str(), _ if step.startswith("allow="):
+                self._engine = Podman(self._image, [Path(step.removeprefix("allow="))])
             case "version", _:
                 self.told[step] = await self._engine.version()
             case "source", _:

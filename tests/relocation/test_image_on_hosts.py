@@ -229,7 +229,9 @@ async def test_in_the_foreground_one_hears_why_it_does_not_start(bundle: Made) -
 
 
 async def test_nobody_special_can_serve_at_a_low_port(bundle: Made) -> None:
-    application = Application(DEMO_APP, bind=Address.parse("0.0.0.0:443"), user=NOBODY)
+    application = Application(
+        DEMO_APP, bind=Address.parse("0.0.0.0:443"), user=NOBODY, memory=0, processes=0
+    )
     config = make_config(application, "/usr/bin/python3", NAME)
     config["root"]["path"] = f"{bundle.path}/rootfs"
     async with hosts(bundle, "ia") as (host,):

@@ -294,7 +294,9 @@ async def test_what_is_missing_is_told() -> None:
         told = await destination.take("destination", "restore", image="localhost/other:1")
         assert "podman tag" in told["errors"]["restore"]
         await destination.run("podman", "tag", "localhost/other:1", "localhost/echo:1")
-        await destination.succeed("destination", "restore")
+        told = await destination.take("destination", "restore")
+        assert "--allow-mount /srv/data" in told["errors"]["restore"]
+        await destination.succeed("allow=/srv/data", "destination", "restore")
         assert (await destination.ask())[0] == 1
 
 
