@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.command_line import CLI, DEMO_APP
+from cli.command_line import CLI
 from quicferry_lab.hosts import Host, Lab, rootfs
 
 from quicferry.protocol import Address
@@ -228,20 +229,28 @@ async def test_in_the_foreground_one_hears_why_it_does_not_start(bundle: Made) -
         assert done.stderr.startswith("Error: ")
 
 
-async def test_nobody_special_can_serve_at_a_low_port(bundle: Made) -> None:
-    application = Application(
-        DEMO_APP, bind=Address.parse("0.0.0.0:443"), user=NOBODY, memory=0, processes=0
-    )
-    config = make_config(application, "/usr/bin/python3", NAME)
+async def test_nobody_special_can_serve_at_a_low_port(
+    bundle: Made, application: Application
+) -> None:
+    other = replace(application, user=NOBODY, certificate=None, key=None)
+    config = make_config(other, "/usr/bin/python3", NAME)
     config["root"]["path"] = f"{bundle.path}/rootfs"
+    # The files of the bundle belong to another user.
+    mount = {"destination": "/srv/app", "type": "bind", "source": "/run/app"}
+    config["mounts"].append({**mount, "options": ["bind", "ro"]})
     async with hosts(bundle, "ia") as (host,):
-        other = host.root / "run" / "other"
-        other.mkdir()
-        (other / "config.json").write_text(json.dumps(config))
+        assert application.source is not None
+        place = host.root / "run" / "app"
+        shutil.copytree(application.source, place)
+        for path in (place, *place.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+        folder = host.root / "run" / "other"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
         await prepare(host, NOBODY)
         command = f"runc run --detach --bundle /run/other {NAME} </dev/null >/dev/null 2>&1"
         await host.run(["sh", "-c", command])
-        assert "quicferry demo server" in await first_visit(host)
+        assert await first_visit(host) == "visit 1"
         status = await inside(host, "cat", "/proc/1/status")
         assert f"Uid:\t{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}\n" in status
         assert "serves" in await inside(host, "cat", "/run/server.log")
