@@ -85,7 +85,7 @@ def test_lines_of_the_log_are_not_forged_by_errors(capsys: pytest.CaptureFixture
         try:
             raise ValueError(EVIL)
         except ValueError:
-            logging.getLogger("another.library").exception("it fails: %s", EVIL)
+            logging.getLogger("third.party").exception("it fails: %s", EVIL)
         assert_harmless(capsys.readouterr().err.encode())
     finally:
         root.handlers[:] = before

@@ -80,7 +80,7 @@ class _Printable(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's)
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the standard library's)
         # An error's own text can have lines; none of them can look like one of the log's.
         return "\n".join(f"  {fit(line)}" for line in super().formatException(ei).split("\n"))
 

@@ -46,13 +46,9 @@ class _Commands(Group):
             )
         return found
 
-    @cache  # noqa: B019 (there is one group)
     def _plug_in(self) -> None:
-        from importlib.metadata import entry_points  # takes longer than most commands' parsing
-
-        for point in entry_points(group=PLUGGED):
-            for name, command in point.load().items():
-                self.elsewhere.setdefault(name, command)
+        for name, command in _plugged().items():
+            self.elsewhere.setdefault(name, command)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _failing_in_words():
@@ -61,6 +57,17 @@ class _Commands(Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _failing_in_words():
             return super().invoke(ctx)
+
+
+@cache
+def _plugged() -> dict[str, Elsewhere]:
+    """Return the commands of other distributions."""
+    from importlib.metadata import entry_points  # takes longer than to parse most command lines
+
+    found: dict[str, Elsewhere] = {}
+    for point in entry_points(group=PLUGGED):
+        found |= point.load()
+    return found
 
 
 @contextmanager

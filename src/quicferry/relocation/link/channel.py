@@ -358,13 +358,12 @@ class Channel(asyncio.Protocol):
                 self._transport.resume_reading()
 
 
-# ASYNC109: a timeout of the caller's could not name the host that did not answer, or the remedy.
 async def connect(
     host: str,
     port: int,
     identity: Identity,
     *,
-    timeout: float,  # noqa: ASYNC109
+    timeout: float,  # noqa: ASYNC109 (a caller's own could name neither host nor remedy)
     peer: str | None = None,
     accepts: Limits | None = None,
 ) -> Channel:

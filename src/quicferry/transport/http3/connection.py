@@ -200,7 +200,8 @@ class Http3Connection(H3Connection):
         if not (stream.blocked or is_incomplete):
             return False
         if not isinstance(stream.buffer, bytearray):
-            stream.buffer = bytearray(stream.buffer)  # type: ignore[assignment]  # until it goes on
+            # It grows in place, and is bytes again before aioquic looks at it.
+            stream.buffer = bytearray(stream.buffer)  # type: ignore[assignment]
         stream.buffer += event.data
         stream.receiving_ended |= event.end_stream
         return True
@@ -210,9 +211,9 @@ class Http3Connection(H3Connection):
             self._max_table_capacity = self._blocked_streams = 0
             empty = type(self._decoder)(self._max_table_capacity, self._blocked_streams)
             unread = b"" if self._begin_with is None else self._begin_with.unread_instruction
-            self._decoder = StaticDecoder(empty)  # type: ignore[assignment]  # has what aioquic uses
-            encoder = StaticEncoder(self._encoder, unread)
-            self._encoder = encoder  # type: ignore[assignment]  # has what aioquic uses
+            # These are no pylsqpack's, which aioquic's hints name, but have all that it calls.
+            self._decoder = StaticDecoder(empty)  # type: ignore[assignment]
+            self._encoder = StaticEncoder(self._encoder, unread)  # type: ignore[assignment]
         if self._begin_with is None:
             super()._init_connection()
             return
