@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from .text import printable
 
 LOGGERS = (
     *("quicferry", "quicferry.access", "quicferry.application", "quicferry.cli", "quicferry.io"),
-    *("quicferry_lab", "quicferry.relocation", "quicferry.server"),
+    *("quicferry.relocation", "quicferry.server"),
     *("quic", "http3"),  # aioquic's
 )
 """The loggers in which something may stand that a peer has said."""
@@ -38,8 +39,12 @@ class _Escape(logging.Filter):
         return True
 
 
-def escape_logs() -> None:
-    """Let the loggers of this package, and aioquic's, escape what peers have said."""
+def escape_logs(names: Iterable[str] = LOGGERS) -> None:
+    """Let loggers escape what peers have said.
+
+    Args:
+        names: Theirs; by default those of this package, and aioquic's.
+    """
     escape = _Escape()
-    for name in LOGGERS:
+    for name in names:
         logging.getLogger(name).addFilter(escape)
