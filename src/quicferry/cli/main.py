@@ -12,7 +12,7 @@ import click
 
 from quicferry import __version__
 from quicferry.cli.help import Elsewhere, Group
-from quicferry.cli.output import fit, make_fit, say_aside
+from quicferry.cli.output import fit, give_up_unwritten, make_fit, say_aside
 from quicferry.protocol import QuicferryError
 
 INTERRUPTED = 130
@@ -49,6 +49,12 @@ class _Commands(Group):
     def _plug_in(self) -> None:
         for name, command in _plugged().items():
             self.elsewhere.setdefault(name, command)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            give_up_unwritten()
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _failing_in_words():

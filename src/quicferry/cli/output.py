@@ -9,6 +9,8 @@ tests/cli/test_strangers.py keeps so. Bodies that `quicferry fetch` writes are n
 from __future__ import annotations
 
 import json
+import os
+import sys
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -48,6 +50,17 @@ def say_aside(*lines: str) -> None:
 def say_object(value: Any) -> None:
     """Tell programs, as a line of JSON on standard output."""
     click.echo(json.dumps(value).replace("\x7f", "\\u007f"))  # json escapes all else
+
+
+def give_up_unwritten() -> None:
+    """Throw away what could not be written; Python would try again, and exit with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def make_fit(error: click.ClickException) -> None:
